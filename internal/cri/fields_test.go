@@ -1,0 +1,163 @@
+package cri
+
+import (
+	"errors"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"gantry/internal/cri/critest"
+	"gantry/internal/pod"
+)
+
+// A field that the CRI gets must be decided on before the module can be updated.
+func TestEveryFieldIsInTheTable(t *testing.T) {
+	t.Parallel()
+	table := Fields()
+	seen := map[string]bool{}
+	var walk func(protoreflect.MessageDescriptor)
+	walk = func(m protoreflect.MessageDescriptor) {
+		for i := range m.Fields().Len() {
+			fd := m.Fields().Get(i)
+			k := key(fd)
+			if seen[k] {
+				continue
+			}
+			seen[k] = true
+			f, ok := table[k]
+			switch {
+			case !ok:
+				t.Errorf("%s is not in the table", k)
+			case f.Disposition != Honoured && f.Why == "":
+				t.Errorf("%s: no reason", k)
+			case f.Disposition != Refused && fd.Kind() == protoreflect.MessageKind && !fd.IsMap():
+				walk(fd.Message())
+			}
+		}
+	}
+	walk((&runtimeapi.PodSandboxConfig{}).ProtoReflect().Descriptor())
+	walk((&runtimeapi.ContainerConfig{}).ProtoReflect().Descriptor())
+	for k := range table {
+		if !seen[k] {
+			t.Errorf("%s is in the table, but the CRI has no such field", k)
+		}
+	}
+}
+
+// translate is all that happens to the request for a sandbox.
+func translate(c *runtimeapi.PodSandboxConfig) (pod.Pod, error) {
+	if err := NewChecker().Check("config", c); err != nil {
+		return pod.Pod{}, err
+	}
+	return Pod(c, "")
+}
+
+func TestEveryFieldOfASandboxHasItsEffect(t *testing.T) {
+	t.Parallel()
+	base := critest.Sandbox()
+	want, err := translate(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes, err := critest.Changes("config", base, map[string]bool{
+		"PodSandboxConfig.windows": true, "NamespaceOption.target_id": true, "IDMapping.container_id": true, "PortMapping.protocol": true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := Fields()
+	for _, c := range changes {
+		t.Run(c.Path, func(t *testing.T) {
+			got, err := translate(c.Message.(*runtimeapi.PodSandboxConfig))
+			same := err == nil && reflect.DeepEqual(got, want)
+			switch f := fieldOf(table, c); f.Disposition {
+			case Refused:
+				if !errors.Is(err, pod.ErrInvalid) || !strings.Contains(err.Error(), c.Path) {
+					t.Errorf("got %v, want it refused", err)
+				}
+			case Noted:
+				if !same {
+					t.Errorf("has an effect, but the table says: %s", f.Why)
+				}
+			default:
+				if same {
+					t.Error("is ignored in silence")
+				}
+				if err != nil && !errors.Is(err, pod.ErrInvalid) {
+					t.Errorf("error of the wrong kind: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// fieldOf finds the disposition of a field: what is inside a noted one is noted.
+func fieldOf(table map[string]Field, c critest.Change) Field {
+	for k, f := range table {
+		message, name, _ := strings.Cut(k, ".")
+		if f.Disposition == Noted && strings.Contains(c.Path, "."+name+".") && strings.HasPrefix(message, "LinuxSandbox") {
+			return f
+		}
+	}
+	return table[c.Field]
+}
+
+func TestCheckRefuses(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		config *runtimeapi.ContainerConfig
+		want   string
+	}{
+		"a windows container": {&runtimeapi.ContainerConfig{Windows: &runtimeapi.WindowsContainerConfig{}}, "config.windows"},
+		"a CDI device":        {&runtimeapi.ContainerConfig{CDIDevices: []*runtimeapi.CDIDevice{{Name: "a/b=c"}}}, "config.CDI_devices"},
+		"an unknown member of an enumeration": {
+			&runtimeapi.ContainerConfig{Mounts: []*runtimeapi.Mount{{}, {Propagation: 9}}},
+			"config.mounts[1].propagation",
+		},
+		"a NUL byte in a string": {&runtimeapi.ContainerConfig{Args: []string{"a", "b\x00"}}, "config.args[1]"},
+		"a NUL byte in bytes":    {&runtimeapi.ContainerConfig{Envs: []*runtimeapi.KeyValue{{Key: "A", Value: []byte{0}}}}, "config.envs[0].value"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			err := NewChecker().Check("config", c.config)
+			if !errors.Is(err, pod.ErrInvalid) || !strings.HasPrefix(err.Error(), c.want+":") {
+				t.Errorf("got %v, want %s refused", err, c.want)
+			}
+		})
+	}
+	if err := NewChecker().Check("config", critest.Container()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestUnknownFieldsAreFound(t *testing.T) {
+	t.Parallel()
+	c := critest.Container()
+	raw := protowire.AppendTag(nil, 99, protowire.VarintType)
+	raw = protowire.AppendVarint(raw, 1)
+	c.Mounts[0].ProtoReflect().SetUnknown(raw)
+	c.ProtoReflect().SetUnknown(raw)
+	got := Unknown("config", c)
+	slices.Sort(got)
+	if want := []string{"config.99", "config.mounts[0].99"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := Unknown("config", critest.Container()); len(got) > 0 {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestTableIsNotShared(t *testing.T) {
+	t.Parallel()
+	a := Fields()
+	maps.DeleteFunc(a, func(string, Field) bool { return true })
+	if len(Fields()) == 0 {
+		t.Error("a caller can change the table")
+	}
+}

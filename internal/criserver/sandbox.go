@@ -1,0 +1,87 @@
+package criserver
+
+import (
+	"context"
+	"fmt"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"gantry/internal/cri"
+	"gantry/internal/pod"
+)
+
+func (s *runtimeService) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+	if r.GetConfig() == nil {
+		return nil, fmt.Errorf("config: must not be empty: %w", pod.ErrInvalid)
+	}
+	if err := s.check.Check("config", r.Config); err != nil {
+		return nil, err
+	}
+	s.warnUnknown("RunPodSandbox", cri.Unknown("config", r.Config))
+	if err := s.knows("runtime_handler", r.RuntimeHandler); err != nil {
+		return nil, err
+	}
+	p, err := cri.Pod(r.Config, r.RuntimeHandler)
+	if err != nil {
+		return nil, err
+	}
+	made, err := s.cfg.Engine.CreatePod(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: string(made.ID)}, nil
+}
+
+// warnUnknown tells of fields that a newer client sent: they have no effect here,
+// and that must be seen somewhere.
+func (s *Server) warnUnknown(method string, fields []string) {
+	if len(fields) > 0 {
+		s.log.Warn("request has fields of a newer CRI, which have no effect", "method", method, "fields", fields)
+	}
+}
+
+func (s *runtimeService) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	p, err := s.findPod(r.GetPodSandboxId())
+	if err == nil {
+		err = s.cfg.Engine.StopPod(ctx, p.ID)
+	}
+	if err := s.gonePod(err, r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.StopPodSandboxResponse{}, nil
+}
+
+func (s *runtimeService) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	p, err := s.findPod(r.GetPodSandboxId())
+	if err == nil {
+		err = s.cfg.Engine.RemovePod(ctx, p.ID)
+	}
+	if err := s.gonePod(err, r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	p, err := s.findPod(r.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: cri.FromPodStatus(p)}
+	if r.Verbose {
+		resp.Info, err = cri.PodInfo(p)
+	}
+	return resp, err
+}
+
+func (s *runtimeService) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	all, err := s.pods()
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.ListPodSandboxResponse{}
+	for _, p := range cri.Pods(all, r.GetFilter()) {
+		resp.Items = append(resp.Items, cri.FromPod(p))
+	}
+	return resp, nil
+}

@@ -1,0 +1,492 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gantry/internal/isolator"
+	"gantry/internal/pod"
+	"gantry/internal/stdio"
+	"gantry/internal/systemd"
+	"gantry/internal/unit"
+)
+
+// CreateApp puts an app into a pod. No process is started, but everything that
+// can be wrong is found out here.
+func (e *Engine) CreateApp(ctx context.Context, podID pod.ID, spec AppSpec) (*pod.App, error) {
+	key := fmt.Sprintf("create app %s/%s#%d", podID, spec.Name, spec.Attempt)
+	id, err := e.joins.do(ctx, key, func(ctx context.Context) (pod.ID, error) {
+		ctx, cancel := context.WithTimeout(ctx, opTime)
+		defer cancel()
+		return e.createApp(ctx, podID, spec)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s, err := e.App(id)
+	return s.App, err
+}
+
+func (e *Engine) createApp(ctx context.Context, podID pod.ID, spec AppSpec) (pod.ID, error) {
+	s, err := e.Pod(podID)
+	if err != nil {
+		return "", err
+	}
+	for _, a := range s.Apps {
+		if a.Name == spec.Name && a.Attempt == spec.Attempt {
+			if a.Phase == pod.Prepared && s.Owner == pod.OwnerCRI {
+				return a.ID, nil
+			}
+			return "", fmt.Errorf("app %s of pod %s is %s: %w", a.Name, podID, a.Phase, pod.ErrExists)
+		}
+	}
+	began := time.Now()
+	app, secret, err := e.resolve(s.Pod, spec)
+	if err == nil {
+		_, _, err = e.plan(s.Pod, app, secret, app.Resources, notYet)
+	}
+	if err != nil {
+		return "", fmt.Errorf("create app %s: %w (after %s)", spec.Name, err, round(time.Since(began)))
+	}
+	lock, err := e.lockPod(ctx, podID)
+	if err != nil {
+		return "", err
+	}
+	err = e.run(ctx, e.appCreation(app, secret))
+	return app.ID, errors.Join(err, e.reloadApp(podID, app.ID, false), lock.Unlock())
+}
+
+func (e *Engine) appCreation(a *pod.App, secret pod.Secret) operation {
+	return operation{"create app", []step{{
+		"record", func(context.Context) error { return e.store.CreateApp(a, secret) },
+		func(context.Context) error { return e.store.RemoveApp(a) },
+	}}}
+}
+
+// pids are the processes whose PID namespaces an app joins.
+type pids struct{ holder, target int }
+
+// notYet stands in for processes that are not there yet, when an app is only
+// being checked.
+var notYet = pids{1, 1}
+
+// plan asks the isolator for an app's plan; the units are the app's own, last, and
+// those of the images it needs, first.
+func (e *Engine) plan(p *pod.Pod, a *pod.App, secret pod.Secret, r pod.Resources, join pids) (isolator.Plan, []unit.Unit, error) {
+	in := isolator.App{
+		Pod: p, App: a, Secret: secret, Dir: e.dirs(p.ID, a.ID), Resources: r,
+		HolderPID: join.holder, TargetPID: join.target, ImageVolumes: map[string]isolator.Tree{},
+	}
+	var mounts []unit.Unit
+	tree := func(id string) (isolator.Tree, error) {
+		img, err := e.cfg.Images.Image(id)
+		if err != nil {
+			return isolator.Tree{}, err
+		}
+		t := e.cfg.Images.Tree(img)
+		if !slices.ContainsFunc(mounts, func(u unit.Unit) bool { return u.Name == t.Mount.Name }) {
+			mounts = append(mounts, t.Mount)
+		}
+		return isolator.Tree{Path: t.Path, Unit: t.Mount.Name}, nil
+	}
+	var err error
+	if in.Rootfs, err = tree(a.Image.ID); err != nil {
+		return isolator.Plan{}, nil, err
+	}
+	for _, m := range a.Mounts {
+		if m.Image == nil {
+			continue
+		}
+		if in.ImageVolumes[m.Image.ID], err = tree(m.Image.ID); err != nil {
+			return isolator.Plan{}, nil, err
+		}
+	}
+	if in.SeccompProfile, err = seccompProfile(a); err != nil {
+		return isolator.Plan{}, nil, err
+	}
+	plan, err := e.iso[p.Isolator].App(in)
+	if err != nil {
+		return isolator.Plan{}, nil, err
+	}
+	return plan, mounts, nil
+}
+
+// StartApp starts a prepared app, once.
+func (e *Engine) StartApp(ctx context.Context, id pod.ID) error {
+	_, err := e.joins.do(ctx, startKey(id), func(ctx context.Context) (pod.ID, error) {
+		ctx, cancel := context.WithTimeout(ctx, opTime)
+		defer cancel()
+		return id, e.startApp(ctx, id)
+	})
+	return err
+}
+
+func (e *Engine) startApp(ctx context.Context, id pod.ID) error {
+	app, err := e.App(id)
+	if err != nil {
+		return err
+	}
+	lock, err := e.lockPod(ctx, app.Pod)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	s, err := e.Pod(app.Pod)
+	if err != nil {
+		return err
+	}
+	if started(s, id) {
+		return nil // by a call whose caller did not live to hear of it
+	}
+	if err := e.mayStart(s, id); err != nil {
+		return err
+	}
+	st := &starting{e: e, p: s.Pod, a: app}
+	err = e.run(ctx, st.operation())
+	return errors.Join(err, e.reloadApp(s.ID, id, err == nil))
+}
+
+func started(s pod.PodStatus, id pod.ID) bool {
+	return slices.ContainsFunc(s.Apps, func(a pod.AppStatus) bool { return a.ID == id && a.Phase == pod.Running })
+}
+
+func (e *Engine) mayStart(s pod.PodStatus, id pod.ID) error {
+	if !s.Ready {
+		return fmt.Errorf("start app %s: pod %s is not ready: %w", id, s.ID, pod.ErrState)
+	}
+	for _, a := range s.Apps {
+		if a.ID == id && a.Phase != pod.Prepared {
+			return fmt.Errorf("start app %s: it is %s already: %w", id, a.Phase, pod.ErrState)
+		}
+	}
+	if s.CgroupParent == "" {
+		return nil
+	}
+	// Systemd would make the slice again, without the limits kubelet gave it.
+	dir := filepath.Join(e.cfg.Cgroups, unit.CgroupOf(s.Slice))
+	if _, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("start app %s: the pod's cgroup %s is gone: %w", id, dir, pod.ErrState)
+	}
+	return nil
+}
+
+type starting struct {
+	e    *Engine
+	p    *pod.Pod
+	a    pod.AppStatus
+	unit unit.Unit
+	aux  []unit.Unit
+}
+
+func (st *starting) operation() operation {
+	return operation{"start app", []step{
+		{"plan", st.makePlan, nil}, // the files go with the app; a second start writes them anew
+		{"unit", st.startUnit, st.stopUnit},
+	}}
+}
+
+// makePlan writes the plan's files. They are not synced: an app whose machine went
+// down is never started again.
+func (st *starting) makePlan(ctx context.Context) error {
+	secret, err := st.e.store.ReadSecret(st.p.ID, st.a.ID)
+	if err != nil {
+		return err
+	}
+	join, err := st.e.joinedPIDs(ctx, st.p, st.a.App)
+	if err != nil {
+		return err
+	}
+	plan, aux, err := st.e.plan(st.p, st.a.App, secret, st.a.Current, join)
+	if err != nil {
+		return err
+	}
+	last := len(plan.Units) - 1
+	st.unit, st.aux = plan.Units[last], append(aux, plan.Units[:last]...)
+	spec, err := json.Marshal(st.stdioSpec())
+	if err != nil {
+		return err
+	}
+	files := append(plan.Files, isolator.File{Path: stdio.SpecName, Mode: 0o644, Data: spec})
+	for _, f := range files {
+		if err := st.e.writePlanFile(filepath.Join(st.e.store.App(st.p.ID, st.a.ID), f.Path), f); err != nil {
+			return fmt.Errorf("write %s: %w", f.Path, err)
+		}
+	}
+	return nil
+}
+
+func (e *Engine) writePlanFile(path string, f isolator.File) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, fs.FileMode(f.Mode))
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(f.Data)
+	return errors.Join(err, out.Chmod(fs.FileMode(f.Mode)), out.Close())
+}
+
+func (st *starting) stdioSpec() stdio.Spec {
+	return stdio.Spec{
+		App: st.a.ID, AppName: st.a.Name, Pod: st.p.ID, PodName: st.p.Name, Namespace: st.p.Namespace,
+		Unit: unit.App(string(st.a.ID)), Log: st.a.LogPath,
+		Stdin: st.a.Stdin, StdinOnce: st.a.StdinOnce, TTY: st.a.TTY, Journal: st.e.cfg.JournalMirror,
+	}
+}
+
+func (e *Engine) joinedPIDs(ctx context.Context, p *pod.Pod, a *pod.App) (pids, error) {
+	var join pids
+	if p.Namespaces.PID == pod.NamespacePod {
+		s, err := e.cfg.Systemd.State(ctx, unit.Holder(string(p.ID)))
+		if err != nil {
+			return join, err
+		}
+		if join.holder = s.MainPID; join.holder == 0 {
+			return join, fmt.Errorf("the holder of pod %s's PID namespace is gone: %w", p.ID, pod.ErrState)
+		}
+	}
+	if a.Namespaces.PID != pod.NamespaceTarget {
+		return join, nil
+	}
+	target, err := e.App(a.Namespaces.Target)
+	if err != nil {
+		return join, err
+	}
+	if target.Pod != p.ID {
+		return join, fmt.Errorf("target app %s is in another pod: %w", target.ID, pod.ErrInvalid)
+	}
+	if join.target = target.PID; target.Phase != pod.Running || join.target == 0 {
+		return join, fmt.Errorf("target app %s is %s: %w", target.ID, target.Phase, pod.ErrState)
+	}
+	return join, nil
+}
+
+func (st *starting) startUnit(ctx context.Context) error {
+	err := st.e.cfg.Systemd.Launch(ctx, st.unit, st.aux...)
+	if errors.Is(err, systemd.ErrLost) {
+		err = st.startAgain(ctx)
+	}
+	var job *systemd.JobError
+	if !errors.As(err, &job) {
+		return err
+	}
+	rec, readErr := st.e.store.ReadApp(st.p.ID, st.a.ID)
+	if readErr != nil || rec.Exit == nil {
+		return err
+	}
+	if rec.Run != nil && rec.Exit.Reason != pod.ReasonStartError {
+		return nil // it ran, and ended while the bus was away: its unit reads failed
+	}
+	if rec.Exit.Message == "" {
+		return err
+	}
+	return fmt.Errorf("%s: %s", rec.Exit.Reason, rec.Exit.Message) // as gantry-init has recorded it
+}
+
+// startAgain is for a start of which the connection to PID 1 lost sight. An app
+// that ran has left a record; one that has none never had a process.
+func (st *starting) startAgain(ctx context.Context) error {
+	rec, err := st.e.store.ReadApp(st.p.ID, st.a.ID)
+	if err != nil || rec.Run != nil || rec.Exit != nil {
+		return err
+	}
+	return st.e.cfg.Systemd.Launch(ctx, st.unit, st.aux...)
+}
+
+// stopUnit gives no grace: what it stops was never said to run.
+func (st *starting) stopUnit(ctx context.Context) error {
+	if err := st.e.killCgroup(st.a); err != nil {
+		return err
+	}
+	return st.e.cfg.Systemd.Stop(ctx, unit.App(string(st.a.ID)))
+}
+
+// stops knows which apps are being stopped by this program, so that a second stop
+// does not send the signal again.
+type stops struct {
+	mu   sync.Mutex
+	sent map[pod.ID]int
+}
+
+func (s *stops) begin(id pod.ID) (first bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sent == nil {
+		s.sent = map[pod.ID]int{}
+	}
+	s.sent[id]++
+	return s.sent[id] == 1
+}
+
+func (s *stops) end(id pod.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sent[id]--; s.sent[id] <= 0 {
+		delete(s.sent, id)
+	}
+}
+
+// StopApp sends the app its stop signal and kills it after grace. Each call keeps
+// its own grace, so of two that overlap the shorter one wins.
+func (e *Engine) StopApp(ctx context.Context, id pod.ID, grace time.Duration) error {
+	s, err := e.App(id)
+	if errors.Is(err, pod.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if s.Phase == pod.Prepared {
+		if s, err = e.afterStart(ctx, s); err != nil {
+			return ignore(err, pod.ErrNotFound)
+		}
+	}
+	if s.Phase != pod.Running && s.Phase != pod.Unknown {
+		return nil
+	}
+	if grace < 0 {
+		grace = s.StopTimeout
+	}
+	if grace > 0 {
+		first := e.stops.begin(id)
+		defer e.stops.end(id)
+		if first {
+			err := e.cfg.Systemd.Kill(ctx, unit.App(string(id)), "main", s.StopSignal)
+			if err := ignore(err, systemd.ErrNotFound); err != nil {
+				return err
+			}
+		}
+		if done, err := e.waitFor(ctx, id, grace); done || err != nil {
+			return err
+		}
+	}
+	return e.killApp(ctx, s)
+}
+
+// killTime bounds the wait for processes that were killed. One in the kernel's
+// hands (a dead NFS server, say) does not die in any time.
+const killTime = 10 * time.Second
+
+func (e *Engine) killApp(ctx context.Context, s pod.AppStatus) error {
+	if err := e.killCgroup(s); err != nil {
+		return fmt.Errorf("kill app %s: %w", s.ID, err)
+	}
+	done, err := e.waitFor(ctx, s.ID, killTime)
+	if err != nil || done {
+		return err
+	}
+	return fmt.Errorf("kill app %s: its processes do not die (see systemctl status %s): %w",
+		s.ID, unit.App(string(s.ID)), pod.ErrUnavailable)
+}
+
+func (e *Engine) killCgroup(s pod.AppStatus) error {
+	dir, err := e.appCgroup(s.App)
+	if err != nil {
+		return ignore(err, pod.ErrNotFound)
+	}
+	// What dies, and what records how, would share a limit of a hundredth of a CPU
+	// with the start of systemd's executor: seconds. Without this it is only slow.
+	_ = writeExisting(filepath.Join(dir, "cpu.max"), "max")
+	err = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
+	if errors.Is(err, unix.ENODEV) {
+		return nil // it went while we opened it
+	}
+	return ignore(err, fs.ErrNotExist)
+}
+
+// appCgroup is the directory of an app's cgroup.
+func (e *Engine) appCgroup(a *pod.App) (string, error) {
+	p, err := e.store.ReadPod(a.Pod)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(e.cfg.Cgroups, unit.CgroupOf(p.Slice), unit.App(string(a.ID))), nil
+}
+
+// waitFor waits for an app's end, for at most d; false means that it runs on.
+func (e *Engine) waitFor(ctx context.Context, id pod.ID, d time.Duration) (bool, error) {
+	bounded, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	_, err := e.WaitApp(bounded, id)
+	switch {
+	case err == nil, errors.Is(err, pod.ErrNotFound):
+		return true, nil
+	case ctx.Err() == nil && bounded.Err() != nil:
+		return false, nil
+	default:
+		return false, err
+	}
+}
+
+// RemoveApp kills an app if it runs and forgets it. The log file stays: it is the
+// caller's. It is idempotent.
+func (e *Engine) RemoveApp(ctx context.Context, id pod.ID) error {
+	s, err := e.App(id)
+	if errors.Is(err, pod.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := e.StopApp(ctx, id, 0); err != nil {
+		return err
+	}
+	p, err := e.Pod(s.Pod)
+	if err != nil {
+		return ignore(err, pod.ErrNotFound)
+	}
+	lock, err := e.lockPod(ctx, s.Pod)
+	if errors.Is(err, pod.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = e.run(ctx, e.appRemoval(p.Pod, s.App))
+	return errors.Join(err, e.reloadApp(s.Pod, id, false), lock.Unlock())
+}
+
+// forgetter is an isolator whose runtime may remember an app beyond its unit.
+type forgetter interface {
+	Forget(ctx context.Context, app pod.ID) error
+}
+
+// appRemoval takes the record last: what goes after it, nobody would know of.
+func (e *Engine) appRemoval(p *pod.Pod, a *pod.App) operation {
+	return operation{"remove app", []step{
+		{name: "unit", do: func(ctx context.Context) error {
+			return e.stopAppUnits(ctx, a.ID)
+		}},
+		{name: "runtime", do: func(ctx context.Context) error {
+			if iso, ok := e.iso[p.Isolator].(forgetter); ok {
+				return iso.Forget(ctx, a.ID)
+			}
+			return nil
+		}},
+		{name: "spool", do: func(context.Context) error { return e.forgetExit(a.ID) }},
+		{name: "record", do: func(context.Context) error { return e.store.RemoveApp(a) }},
+	}}
+}
+
+// ReopenLog makes all that an app writes from now on go to a new log file.
+func (e *Engine) ReopenLog(ctx context.Context, id pod.ID) error {
+	s, err := e.App(id)
+	if err != nil {
+		return err
+	}
+	if s.Phase != pod.Running {
+		return fmt.Errorf("reopen log of app %s: it is %s: %w", id, s.Phase, pod.ErrState)
+	}
+	return e.cfg.Stdio.Reopen(ctx, id)
+}

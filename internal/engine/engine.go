@@ -1,0 +1,257 @@
+// Package engine holds the use cases of Gantry: what happens, in which order, to
+// create, start, stop, inspect and remove pods and apps, and how each step is
+// undone. The CLI and the CRI server are thin adapters over it.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"gantry/internal/image"
+	"gantry/internal/isolator"
+	"gantry/internal/network"
+	"gantry/internal/pod"
+	"gantry/internal/podstore/writer"
+	"gantry/internal/stdio"
+	"gantry/internal/systemd"
+	"gantry/internal/unit"
+)
+
+// Manager is what the engine needs of PID 1.
+type Manager interface {
+	Launch(ctx context.Context, u unit.Unit, aux ...unit.Unit) error
+	Stop(ctx context.Context, name string) error
+	Kill(ctx context.Context, name, who string, signal int) error
+	State(ctx context.Context, name string) (systemd.State, error)
+	Units(ctx context.Context, patterns ...string) ([]systemd.State, error)
+	SetProperties(ctx context.Context, name string, props []unit.Property) error
+	Watch(ctx context.Context) (<-chan systemd.Event, error)
+}
+
+// Config of an Engine. Root, Run, Systemd, Images, Network and Isolators are
+// needed; the rest has defaults.
+type Config struct {
+	Root string // /var/lib/gantry
+	Run  string // /run/gantry
+	Log  *slog.Logger
+
+	Systemd   Manager
+	Images    *image.Store
+	Network   *network.Network
+	Stdio     stdio.Client
+	Isolators []isolator.Isolator
+	// Isolator is the node's default.
+	Isolator string
+
+	// Init is the path of gantry-init.
+	Init string
+	// Cgroups is where the cgroup file system is; "" is /sys/fs/cgroup.
+	Cgroups string
+	// AppArmorDefault is the profile of apps that ask for the default one; "" and
+	// "unconfined" are none.
+	AppArmorDefault string
+	// JournalMirror copies apps' output to the journal.
+	JournalMirror bool
+	Failpoints    Failpoints
+}
+
+// Engine runs the use cases. It may be used by many goroutines, and many engines
+// may work on one machine: what excludes them is a lock on a pod's directory.
+type Engine struct {
+	cfg    Config
+	log    *slog.Logger
+	store  *writer.Writer
+	down   *Teardown
+	iso    map[string]isolator.Isolator
+	bootID string
+
+	view   view
+	images imageCache
+	exits  exitWatch
+	joins  joins
+	stops  stops
+	usage  usage
+
+	life context.Context // ends with Close
+	end  context.CancelFunc
+}
+
+var _ API = (*Engine)(nil)
+
+// New opens the state on disk. It starts nothing and watches nothing: Watch does.
+func New(ctx context.Context, cfg Config) (*Engine, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Cgroups == "" {
+		cfg.Cgroups = "/sys/fs/cgroup"
+	}
+	store, err := writer.Open(cfg.Root)
+	if err != nil {
+		return nil, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("read boot id: %w", err)
+	}
+	e := &Engine{
+		cfg: cfg, log: cfg.Log, store: store, iso: map[string]isolator.Isolator{},
+		bootID: strings.TrimSpace(string(boot)), down: &Teardown{store, cfg.Network, cfg.Run},
+	}
+	e.life, e.end = context.WithCancel(context.WithoutCancel(ctx))
+	e.joins.log = e.log
+	e.view.entries = map[pod.ID]*entry{}
+	e.view.owner = map[pod.ID]pod.ID{}
+	for _, i := range cfg.Isolators {
+		e.iso[i.Name()] = i
+	}
+	if e.iso[cfg.Isolator] == nil {
+		return nil, fmt.Errorf("default isolator %q: %w", cfg.Isolator, pod.ErrNotFound)
+	}
+	for _, dir := range []string{"pods", "exits", "images", "exec", "rootfs"} {
+		if err := os.MkdirAll(filepath.Join(cfg.Run, dir), 0o711); err != nil {
+			return nil, fmt.Errorf("make run directory: %w", err)
+		}
+	}
+	return e, nil
+}
+
+// Close ends what the engine watches. It touches no pod.
+func (e *Engine) Close() error {
+	e.end()
+	e.exits.close()
+	return nil
+}
+
+// Images gives the image store.
+func (e *Engine) Images() *image.Store { return e.cfg.Images }
+
+// Network gives the pod network.
+func (e *Engine) Network() *network.Network { return e.cfg.Network }
+
+// Features lists the isolators and what they honour; the default's name is first.
+func (e *Engine) Features() []IsolatorFeatures {
+	out := []IsolatorFeatures{{e.cfg.Isolator, e.iso[e.cfg.Isolator].Features()}}
+	for _, i := range e.cfg.Isolators {
+		if i.Name() != e.cfg.Isolator {
+			out = append(out, IsolatorFeatures{i.Name(), i.Features()})
+		}
+	}
+	return out
+}
+
+// IsolatorFeatures is an isolator's name and what it honours.
+type IsolatorFeatures struct {
+	Name     string
+	Features isolator.Features
+}
+
+// isolatorOf chooses a pod's isolator: the handler it asks for, or the default.
+func (e *Engine) isolatorOf(handler string) (isolator.Isolator, error) {
+	if handler == "" {
+		handler = e.cfg.Isolator
+	}
+	i, ok := e.iso[handler]
+	if !ok {
+		return nil, fmt.Errorf("isolator %q: %w", handler, pod.ErrNotFound)
+	}
+	return i, nil
+}
+
+func (e *Engine) runDir(id pod.ID) string { return podRunDir(e.cfg.Run, id) }
+
+func podRunDir(run string, id pod.ID) string { return filepath.Join(run, "pods", string(id)) }
+
+// joins lets a repeated call wait for the one that is under way.
+type joins struct {
+	log   *slog.Logger
+	mu    sync.Mutex
+	calls map[string]*joined
+}
+
+type joined struct {
+	done chan struct{}
+	err  error
+	id   pod.ID
+}
+
+// do runs f once for all who ask for the same key at the same time. A caller whose
+// ctx ends leaves alone; the work goes on for the others, and for its retry.
+func (j *joins) do(ctx context.Context, key string, f func(context.Context) (pod.ID, error)) (pod.ID, error) {
+	j.mu.Lock()
+	if j.calls == nil {
+		j.calls = map[string]*joined{}
+	}
+	c, ok := j.calls[key]
+	if !ok {
+		c = &joined{done: make(chan struct{})}
+		j.calls[key] = c
+		go func() {
+			c.err = noPanic(j.log, key, func() (err error) {
+				c.id, err = f(context.WithoutCancel(ctx))
+				return err
+			})
+			j.mu.Lock()
+			delete(j.calls, key)
+			j.mu.Unlock()
+			close(c.done)
+		}()
+	}
+	j.mu.Unlock()
+	select {
+	case <-c.done:
+		return c.id, c.err
+	case <-ctx.Done():
+		return "", fmt.Errorf("%s: still under way, a retry joins it: %w", key, ctx.Err())
+	}
+}
+
+// noPanic makes an error of a panic: f runs in a goroutine of its own, where nothing
+// else keeps it from ending the whole program.
+func noPanic(log *slog.Logger, what string, f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("operation panicked", "op", what, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("%s: %w: %v", what, pod.ErrInternal, p)
+		}
+	}()
+	return f()
+}
+
+// wait waits for the end of a call, if it is under way.
+func (j *joins) wait(ctx context.Context, key string) error {
+	j.mu.Lock()
+	c, ok := j.calls[key]
+	j.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s: still under way: %w", key, ctx.Err())
+	}
+}
+
+// ignore drops errors of one kind.
+func ignore(err, kind error) error {
+	if errors.Is(err, kind) {
+		return nil
+	}
+	return err
+}
+
+// round makes a duration fit for an error.
+func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+
+// opTime bounds an operation that goes on after its caller has left.
+const opTime = 4 * time.Minute

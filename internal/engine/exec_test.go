@@ -1,0 +1,150 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"gantry/internal/disk"
+	"gantry/internal/pod"
+	"gantry/internal/unit"
+)
+
+// TestTerminalOfAnExecThatDidNotStart: the app ended just before, so that there is
+// no cgroup to start the command in.
+func TestTerminalOfAnExecThatDidNotStart(t *testing.T) {
+	t.Parallel()
+	r := &execRun{dir: t.TempDir(), group: &execGroup{path: "exec-1"}, streams: Streams{TTY: true}}
+	s, err := r.terminal(t.Context(), &exec.Cmd{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	left, err := os.ReadDir(r.dir)
+	if err != nil || len(left) != 0 {
+		t.Errorf("the socket for the terminal is left: %v, %v", left, err)
+	}
+}
+
+// TestExecsOfKilledPrograms: what they left is ended, and nothing else.
+func TestExecsOfKilledPrograms(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, nil)
+	app := b.running()
+	hold := func() *execGroup {
+		t.Helper()
+		g, err := b.newExecGroup(app)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := net.ListenUnix("unix", &net.UnixAddr{Name: b.socketOf(g), Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.SetUnlinkOnClose(false)
+		t.Cleanup(func() { s.Close() })
+		return g
+	}
+	stale, alive, daemons := hold(), hold(), hold()
+	if err := stale.lock.Unlock(); err != nil { // as the kernel does when a program is killed
+		t.Fatal(err)
+	}
+	member := filepath.Join(daemons.path, "member") // what is in the group still
+	if err := os.Mkdir(member, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := daemons.mark(); err != nil {
+		t.Fatal(err)
+	}
+	if err := daemons.lock.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	report, err := b.GC(t.Context(), GCOptions{DryRun: true})
+	if err != nil || len(report.Items) != 3 {
+		t.Errorf("gc would take %+v, %v; want a group and two sockets", report.Items, err)
+	}
+	b.wantThere(true, stale.path, alive.path, daemons.path, b.socketOf(stale))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	if err := b.Watch(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the stale socket is gone", func() bool { return !disk.Exists(b.socketOf(stale)) && !disk.Exists(b.socketOf(daemons)) })
+	b.wantThere(false, stale.path)
+	b.wantThere(true, alive.path, daemons.path, b.socketOf(alive))
+	if err := alive.close(); err != nil {
+		t.Error(err)
+	}
+	b.wantThere(false, alive.path)
+}
+
+// TestKillOfAStaleGroup: what runs in it is killed before it is removed.
+func TestKillOfAStaleGroup(t *testing.T) {
+	t.Parallel()
+	app := t.TempDir()
+	kill := filepath.Join(app, "exec-1", "cgroup.kill")
+	if err := errors.Join(os.Mkdir(filepath.Dir(kill), 0o755), os.WriteFile(kill, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := staleGroups(app, func(_ GCItem, remove func() error) error { return remove() })
+	if data, _ := os.ReadFile(kill); string(data) != "1" || !errors.Is(err, unix.ENOTEMPTY) {
+		t.Errorf("cgroup.kill got %q (%v)", data, err)
+	}
+}
+
+func (b *bench) socketOf(g *execGroup) string {
+	return filepath.Join(b.dir, "run", "exec", filepath.Base(g.path)+socketSuffix)
+}
+
+func (b *bench) wantThere(want bool, paths ...string) {
+	b.t.Helper()
+	for _, p := range paths {
+		if disk.Exists(p) != want {
+			b.t.Errorf("%s: is there: %t, want %t", p, !want, want)
+		}
+	}
+}
+
+// running makes an app that runs, in a pod of its own.
+func (b *bench) running() pod.AppStatus {
+	b.t.Helper()
+	return b.runningWith("running", pod.Resources{})
+}
+
+func (b *bench) runningWith(name string, r pod.Resources) pod.AppStatus {
+	b.t.Helper()
+	a := b.prepared(name, r)
+	if err := b.StartApp(b.t.Context(), a.ID); err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { // what records its end must not write while the directory goes
+		if err := b.pid1.Stop(context.WithoutCancel(b.t.Context()), unit.App(string(a.ID))); err != nil {
+			b.t.Error(err)
+		}
+	})
+	s, err := b.App(a.ID)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return s
+}
+
+// prepared makes an app that was never started, in a pod of its own.
+func (b *bench) prepared(name string, r pod.Resources) *pod.App {
+	b.t.Helper()
+	p, err := b.CreatePod(b.t.Context(), hostPod(name))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	a, err := b.CreateApp(b.t.Context(), p.ID, AppSpec{Name: name, Image: b.image, Command: []string{"app"}, Resources: r})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return a
+}

@@ -1,0 +1,101 @@
+package engine
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"gantry/internal/isolator"
+	"gantry/internal/isolator/oci"
+	"gantry/internal/network"
+	"gantry/internal/pod"
+	"gantry/internal/systemd/systemdtest"
+	"gantry/internal/unit"
+)
+
+// TestGCKeepsTheNetworkOfAPodThatBecameReady: gc listed the pod while it was being
+// made, and got its lock when it was ready.
+func TestGCKeepsTheNetworkOfAPodThatBecameReady(t *testing.T) {
+	t.Parallel()
+	manager := systemdtest.New(nil)
+	e := newTestEngine(t, manager)
+	p := &pod.Pod{ID: pod.NewID(), Owner: pod.OwnerCRI, Name: "web", Isolator: "oci"}
+	lock, err := e.store.CreatePod(p, nil)
+	if err == nil {
+		err = lock.Unlock()
+	}
+	if err == nil {
+		public, private := network.Result{
+			IPs: []string{"10.0.0.2"}, Raw: []byte(`{"cniVersion":"1.0.0"}`),
+			ConfList: []byte(`{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"plug"}]}`),
+		}.Split()
+		err = e.store.WriteNetwork(p.ID, public, private)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := unit.Unit{Name: unit.Pod(string(p.ID)), Properties: []unit.Property{
+		{Name: "Type", Value: unit.String("oneshot")},
+		{Name: "RemainAfterExit", Value: unit.Bool(true)},
+		{Name: "ExecStart", Value: unit.Commands{{Path: "/bin/true", Args: []string{"/bin/true"}}}},
+	}}
+	if _, err := manager.Start(t.Context(), u); err != nil {
+		t.Fatal(err)
+	}
+	g := &gc{e: e}
+	listed := pod.PodStatus{Pod: p} // not ready then
+	if err := g.stale(t.Context(), listed); err != nil {
+		t.Error(err)
+	}
+	has := func() bool {
+		t.Helper()
+		var res network.Result
+		ok, err := e.store.ReadNetwork(p.ID, &res)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ok
+	}
+	if !has() || len(g.report.Items) != 0 {
+		t.Errorf("gc took the network of a pod that is up: %v", g.report.Items)
+	}
+	if err := manager.Stop(t.Context(), u.Name); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.stale(t.Context(), listed); err != nil {
+		t.Error(err)
+	}
+	if has() || len(g.report.Items) != 1 {
+		t.Errorf("gc left the network of a pod that is down: %v", g.report.Items)
+	}
+}
+
+func newTestEngine(t *testing.T, m Manager) *Engine {
+	t.Helper()
+	iso, err := oci.New(oci.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	plugin := filepath.Join(dir, "bin", "plug") // agrees to everything
+	if err := os.Mkdir(filepath.Dir(plugin), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(plugin, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n, err := network.New(network.Config{ConfDir: dir + "/net.d", CacheDir: dir + "/cni", BinDirs: []string{dir + "/bin"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close() })
+	e, err := New(t.Context(), Config{
+		Root: dir + "/lib", Run: dir + "/run", Systemd: m, Network: n,
+		Isolators: []isolator.Isolator{iso}, Isolator: iso.Name(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}

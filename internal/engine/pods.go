@@ -1,0 +1,450 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"gantry/internal/disk"
+	"gantry/internal/isolator"
+	"gantry/internal/namespace"
+	"gantry/internal/pod"
+	"gantry/internal/podstore/writer"
+	"gantry/internal/unit"
+)
+
+// CreatePod makes a pod and returns it ready. The same pod asked for again joins
+// the call under way, or returns the pod that is there.
+func (e *Engine) CreatePod(ctx context.Context, p pod.Pod) (*pod.Pod, error) {
+	key := fmt.Sprintf("create pod %s/%s/%s/%s#%d", p.Owner, p.Namespace, p.Name, p.UID, p.Attempt)
+	id, err := e.joins.do(ctx, key, func(ctx context.Context) (pod.ID, error) {
+		ctx, cancel := context.WithTimeout(ctx, opTime)
+		defer cancel()
+		return e.createPod(ctx, p)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s, err := e.Pod(id)
+	return s.Pod, err
+}
+
+func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
+	began := time.Now()
+	if id, ok, err := e.settleTwin(ctx, &p); err != nil || ok {
+		return id, err
+	}
+	iso, err := e.isolatorOf(p.Handler)
+	if err != nil {
+		return "", err
+	}
+	p.ID, p.Created, p.Isolator = pod.NewID(), time.Now(), iso.Name()
+	if p.Slice, err = sliceOf(&p); err != nil {
+		return "", err
+	}
+	var plan isolator.Plan
+	if !p.HostNetwork() { // where it does, nothing is mapped
+		err = pod.CheckPorts(p.Ports)
+	}
+	if err == nil {
+		plan, err = iso.Sandbox(isolator.Sandbox{Pod: &p, Dir: e.dirs(p.ID, "")})
+	}
+	if err != nil {
+		return "", fmt.Errorf("create pod %s: %w (after %s)", p.Name, err, round(time.Since(began)))
+	}
+	m := &making{e: e, p: &p, plan: plan}
+	if err := e.run(ctx, m.operation()); err != nil {
+		return "", err
+	}
+	// The end of a unit takes the namespaces away before it is signalled: either they
+	// are gone by now, or the signal is still to come.
+	whole := disk.Exists(e.runDir(p.ID))
+	if !whole {
+		err = fmt.Errorf("create pod %s: its unit was stopped meanwhile: %w", p.Name, pod.ErrUnavailable)
+	}
+	err = errors.Join(err, e.reloadPod(p.ID, whole))
+	return p.ID, errors.Join(err, m.lock.Unlock())
+}
+
+func sliceOf(p *pod.Pod) (string, error) {
+	if p.CgroupParent == "" {
+		return unit.PodSlice(string(p.ID)), nil
+	}
+	slice, err := unit.SliceOf(p.CgroupParent)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", pod.ErrInvalid, err)
+	}
+	return slice, nil
+}
+
+// settleTwin finds a pod that is the same by name. One of the CRI that is ready is
+// the pod that is wanted. One that is not ready and has no app is what a killed
+// program left of an earlier try, and is taken away. Whatever else is there is in
+// the way, and the caller's to remove.
+func (e *Engine) settleTwin(ctx context.Context, p *pod.Pod) (pod.ID, bool, error) {
+	twin, err := e.findTwin(p)
+	if err != nil || twin == nil {
+		return "", false, err
+	}
+	if p.Owner == pod.OwnerCRI && twin.Ready {
+		return twin.ID, true, nil
+	}
+	if unfinished(twin) {
+		gone, err := e.removeUnfinished(ctx, twin.ID)
+		if gone || err != nil {
+			return "", false, err
+		}
+	}
+	return "", false, fmt.Errorf("pod %s/%s is %s already: %w", p.Namespace, p.Name, twin.ID, pod.ErrExists)
+}
+
+func (e *Engine) findTwin(p *pod.Pod) (*pod.PodStatus, error) {
+	pods, err := e.Pods(Filter{Owner: p.Owner})
+	if err != nil {
+		return nil, err
+	}
+	for _, have := range pods {
+		if have.Name == p.Name && have.Namespace == p.Namespace && have.UID == p.UID && have.Attempt == p.Attempt {
+			return &have, nil
+		}
+	}
+	return nil, nil
+}
+
+// unfinished tells of a pod that holds nothing of anybody's.
+func unfinished(s *pod.PodStatus) bool { return !s.Ready && len(s.Apps) == 0 }
+
+// removeUnfinished removes a pod that nobody works on and that is unfinished
+// still. It waits for the pod's lock: whoever holds it may just be making it.
+func (e *Engine) removeUnfinished(ctx context.Context, id pod.ID) (gone bool, err error) {
+	lock, err := e.lockPod(ctx, id)
+	if errors.Is(err, pod.ErrNotFound) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	s, err := e.Pod(id)
+	if errors.Is(err, pod.ErrNotFound) {
+		return true, nil
+	}
+	if err != nil || !unfinished(&s) {
+		return false, err
+	}
+	return true, e.removeLocked(ctx, s.Pod, lock)
+}
+
+// removeLocked takes down and forgets a pod without apps, whose lock we have.
+func (e *Engine) removeLocked(ctx context.Context, p *pod.Pod, lock *disk.Lock) error {
+	err := e.run(ctx, e.podStop(p, lock, noApps))
+	if err == nil {
+		err = e.run(ctx, e.podRemoval(p))
+	}
+	return errors.Join(err, e.reloadPodAsIs(ctx, p.ID))
+}
+
+// making is a pod that is being made.
+type making struct {
+	e    *Engine
+	p    *pod.Pod
+	plan isolator.Plan
+	lock *disk.Lock
+	up   func() error // waits for the start of the unit, once that was begun
+}
+
+// operation: systemd starts the unit, and the holder in the pod's user namespace,
+// while the plugins make the network; neither needs the other.
+func (m *making) operation() operation {
+	steps := []step{
+		{"record", m.record, m.unrecord},
+		{"namespaces", m.makeNamespaces, m.removeNamespaces},
+		// With the holder, in the pod's user namespace. A pod of the host's network is
+		// ready when its unit is active: nothing of it may be missing then.
+		{"unit", m.beginUnit, m.stopUnit},
+	}
+	if !m.p.HostNetwork() {
+		steps = append(steps, step{"network", m.addNetwork, m.delNetwork})
+	}
+	steps = append(steps, step{"unit is up", func(context.Context) error { return m.up() }, nil})
+	return operation{"create pod", steps}
+}
+
+func (m *making) record(context.Context) error {
+	files := make([]writer.File, len(m.plan.Files))
+	for i, f := range m.plan.Files {
+		files[i] = writer.File{Path: f.Path, Data: f.Data, Mode: fs.FileMode(f.Mode)}
+	}
+	lock, err := m.e.store.CreatePod(m.p, files)
+	m.lock = lock
+	return err
+}
+
+func (m *making) unrecord(context.Context) error {
+	err := m.e.store.RemovePod(m.p.ID)
+	if m.lock != nil {
+		err = errors.Join(err, m.lock.Unlock())
+	}
+	return err
+}
+
+func (m *making) beginUnit(ctx context.Context) error {
+	m.up = m.e.begin("start the unit of a pod", func() error {
+		last := len(m.plan.Units) - 1
+		return m.e.cfg.Systemd.Launch(ctx, m.plan.Units[last], m.plan.Units[:last]...)
+	})
+	return nil
+}
+
+// begin runs f in the background. What it returns waits for the end of f, and may be
+// called again.
+func (e *Engine) begin(what string, f func() error) (wait func() error) {
+	wait = sync.OnceValue(func() error { return noPanic(e.log, what, f) })
+	go wait()
+	return wait
+}
+
+func (m *making) stopUnit(ctx context.Context) error {
+	if m.up != nil {
+		_ = m.up() // a stop before the start would stop nothing; its error is told
+	}
+	return m.e.stopPodUnit(ctx, m.p)
+}
+
+// stopPodUnit stops the pod's unit and the holder of its PID namespace, which
+// nothing needs any more then.
+func (e *Engine) stopPodUnit(ctx context.Context, p *pod.Pod) error {
+	err := e.stopUnit(ctx, unit.Pod(string(p.ID)))
+	if p.Namespaces.PID == pod.NamespacePod {
+		err = errors.Join(err, e.stopUnit(ctx, unit.Holder(string(p.ID))))
+	}
+	return err
+}
+
+// shmSize is what /dev/shm of a pod may hold, as with other engines.
+const shmSize = 64 << 20
+
+func (m *making) makeNamespaces(context.Context) error {
+	s := namespace.Spec{
+		Dir: m.e.runDir(m.p.ID), Hostname: m.p.Hostname, Sysctls: m.p.Sysctls, Child: m.e.cfg.Init,
+	}
+	if u := m.p.Namespaces.User; u != nil {
+		s.Kinds = append(s.Kinds, namespace.User)
+		s.UIDs, s.GIDs = idMaps(u.UIDs), idMaps(u.GIDs)
+	}
+	if m.p.Namespaces.IPC != pod.NamespaceNode {
+		s.Kinds, s.ShmSize = append(s.Kinds, namespace.IPC), shmSize
+	}
+	if !m.p.HostNetwork() {
+		// The name of the host goes with its network, as kubelet expects.
+		s.Kinds = append(s.Kinds, namespace.Net, namespace.UTS)
+	}
+	return namespace.Create(s)
+}
+
+func idMaps(maps []pod.IDMap) []namespace.Map {
+	out := make([]namespace.Map, len(maps))
+	for i, m := range maps {
+		out[i] = namespace.Map{Container: int(m.Container), Host: int(m.Host), Length: int(m.Length)}
+	}
+	return out
+}
+
+func (m *making) removeNamespaces(context.Context) error {
+	return namespace.Remove(m.e.runDir(m.p.ID))
+}
+
+func (m *making) addNetwork(ctx context.Context) error {
+	res, err := m.e.cfg.Network.Add(ctx, m.e.down.attachment(m.p, m.lock))
+	if err != nil {
+		return err
+	}
+	public, private := res.Split()
+	return m.e.store.WriteNetwork(m.p.ID, public, private)
+}
+
+// delNetwork has nothing to do for an Add that did not begin, or undid itself: to
+// call plugins would only add an error to the one that matters.
+func (m *making) delNetwork(ctx context.Context) error {
+	if !m.e.cfg.Network.Attached(m.p.ID) {
+		return nil
+	}
+	return m.e.down.delNetwork(ctx, m.p, m.lock)
+}
+
+// StopPod ends a pod's apps, at once, and gives back its network and namespaces.
+// Its records stay. It is idempotent, and works when any part is gone already.
+func (e *Engine) StopPod(ctx context.Context, id pod.ID) error {
+	_, err := e.joins.do(ctx, "stop pod "+string(id), func(ctx context.Context) (pod.ID, error) {
+		ctx, cancel := context.WithTimeout(ctx, opTime)
+		defer cancel()
+		return id, e.stopPod(ctx, id)
+	})
+	return err
+}
+
+func (e *Engine) stopPod(ctx context.Context, id pod.ID) error {
+	s, err := e.Pod(id)
+	if errors.Is(err, pod.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// Once they are killed nothing of the apps uses the network: it is given back
+	// while their ends are recorded.
+	if err := e.killApps(s); err != nil {
+		return err
+	}
+	ended := e.begin("stop the apps of a pod", func() error { return e.stopApps(ctx, s) })
+	lock, err := e.lockPod(ctx, id)
+	if err != nil {
+		return errors.Join(ignore(err, pod.ErrNotFound), ended())
+	}
+	if err = e.endStarts(ctx, s); err == nil {
+		err = e.run(ctx, e.podStop(s.Pod, lock, ended))
+	}
+	return errors.Join(err, ignoreSame(ended(), err), e.reloadPodAsIs(ctx, id), lock.Unlock())
+}
+
+// ignoreSame drops an error that another one tells of already.
+func ignoreSame(err, told error) error {
+	if err != nil && errors.Is(told, err) {
+		return nil
+	}
+	return err
+}
+
+func (e *Engine) killApps(s pod.PodStatus) error {
+	for _, a := range s.Apps {
+		if a.Phase == pod.Running || a.Phase == pod.Unknown {
+			if err := e.killCgroup(a); err != nil {
+				return fmt.Errorf("kill app %s: %w", a.ID, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (e *Engine) stopApps(ctx context.Context, s pod.PodStatus) error {
+	var g errgroup.Group
+	for _, a := range s.Apps {
+		if a.Phase == pod.Running || a.Phase == pod.Unknown {
+			g.Go(func() error {
+				return noPanic(e.log, "stop an app", func() error { return e.StopApp(ctx, a.ID, 0) })
+			})
+		}
+	}
+	return g.Wait()
+}
+
+// podStop undoes what CreatePod did, in reverse order, by steps that have no
+// undo: a failed one is tried again by the next call. ended waits for the ends of
+// the pod's apps.
+func (e *Engine) podStop(p *pod.Pod, lock *disk.Lock, ended func() error) operation {
+	network := step{name: "network", do: func(ctx context.Context) error { return e.down.delNetwork(ctx, p, lock) }}
+	apps := step{name: "apps", do: func(context.Context) error { return ended() }}
+	namespaces := step{name: "namespaces", do: func(context.Context) error { return namespace.Remove(e.runDir(p.ID)) }}
+	unit := step{name: "unit", do: func(ctx context.Context) error { return e.stopPodUnit(ctx, p) }}
+	steps := []step{network, apps, namespaces, unit}
+	if p.HostNetwork() { // its unit alone makes it ready
+		steps = []step{network, apps, unit, namespaces}
+	}
+	return operation{"stop pod", steps}
+}
+
+// noApps is for a pod none of whose apps runs.
+func noApps() error { return nil }
+
+// RemovePod stops a pod and forgets it, with all its apps. It is idempotent.
+func (e *Engine) RemovePod(ctx context.Context, id pod.ID) error {
+	if err := e.StopPod(ctx, id); err != nil {
+		return err
+	}
+	s, err := e.Pod(id)
+	if errors.Is(err, pod.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, a := range s.Apps {
+		if err := e.RemoveApp(ctx, a.ID); err != nil {
+			return err
+		}
+	}
+	lock, err := e.lockPod(ctx, id)
+	if errors.Is(err, pod.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = e.run(ctx, e.podRemoval(s.Pod))
+	return errors.Join(err, e.reloadPodAsIs(ctx, id), lock.Unlock())
+}
+
+// podRemoval forgets a pod that is stopped and has no apps any more.
+func (e *Engine) podRemoval(p *pod.Pod) operation {
+	return operation{"remove pod", []step{
+		{name: "isolator", do: func(ctx context.Context) error {
+			iso, ok := e.iso[p.Isolator]
+			if !ok {
+				return nil // it is not on this node any more, and neither is what it made
+			}
+			return iso.Cleanup(ctx, p)
+		}},
+		{name: "record", do: func(context.Context) error { return e.store.RemovePod(p.ID) }},
+	}}
+}
+
+// staleAfter is how long a lock is waited for before we look whether the plugin of
+// a killed program has it, and again and again after that.
+const staleAfter = 2 * time.Second
+
+// lockPod takes a pod for oneself. A program that holds the lock gives it back in
+// time, or dies and gives it back by that. But a CNI plugin that it started may
+// have it still, and hang: that one is ended when its time is over.
+func (e *Engine) lockPod(ctx context.Context, id pod.ID) (*disk.Lock, error) {
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		again := time.NewTicker(staleAfter)
+		defer again.Stop()
+		for {
+			select {
+			case <-waiting.Done():
+				return
+			case <-again.C:
+				e.killStale(waiting, id)
+			}
+		}
+	}()
+	return e.store.Lock(ctx, id)
+}
+
+func (e *Engine) killStale(ctx context.Context, id pod.ID) {
+	if err := e.cfg.Network.KillStale(ctx, id); err != nil && ctx.Err() == nil {
+		e.log.Warn("cannot end plugins that hold a pod's lock", "pod", id, "err", err)
+	}
+}
+
+func (e *Engine) dirs(p, app pod.ID) isolator.Dirs {
+	d := isolator.Dirs{Pod: e.store.Pod(p), Run: e.runDir(p)}
+	if app != "" {
+		d.App = e.store.App(p, app)
+	}
+	return d
+}
+
+// forgetExit removes an app's file from the spool.
+func (e *Engine) forgetExit(id pod.ID) error {
+	return ignore(os.Remove(filepath.Join(e.cfg.Run, "exits", string(id))), fs.ErrNotExist)
+}

@@ -1,0 +1,191 @@
+package engine
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"gantry/internal/pod"
+	"gantry/internal/podstore"
+)
+
+// AppStats reads what a running app uses. Its limits may be far above: numbers of
+// the pod are the slice's.
+func (e *Engine) AppStats(ctx context.Context, id pod.ID) (Stats, error) {
+	app, err := e.App(id)
+	if err != nil {
+		return Stats{}, err
+	}
+	if app.Phase != pod.Running {
+		return Stats{}, fmt.Errorf("stats of app %s: it is %s: %w", id, app.Phase, pod.ErrState)
+	}
+	dir, err := e.appCgroup(app.App)
+	if err != nil {
+		return Stats{}, err
+	}
+	s, err := readCgroup(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Stats{}, fmt.Errorf("stats of app %s: %w", id, pod.ErrNotFound)
+	}
+	if err != nil {
+		return Stats{}, fmt.Errorf("stats of app %s: %w", id, err)
+	}
+	upper := filepath.Join(e.store.App(app.Pod, id), podstore.WritableDir, "upper")
+	s.RootfsBytes, s.RootfsInodes, err = e.usage.of(ctx, id, upper)
+	return s, err
+}
+
+// cgroup reads files of a cgroup directory; the first error stays.
+type cgroup struct {
+	dir string
+	err error
+}
+
+func readCgroup(dir string) (Stats, error) {
+	c := &cgroup{dir: dir}
+	cpu, mem := c.table("cpu.stat"), c.table("memory.stat")
+	usage := c.number("memory.current")
+	s := Stats{
+		Time:            time.Now(),
+		CPUNanos:        cpu["usage_usec"] * 1000,
+		MemoryUsage:     usage,
+		MemoryRSS:       mem["anon"],
+		MemoryLimit:     c.limit("memory.max"),
+		PageFaults:      mem["pgfault"],
+		MajorPageFaults: mem["pgmajfault"],
+		Pids:            c.number("pids.current"),
+		SwapUsage:       c.optional("memory.swap.current"),
+		SwapLimit:       c.limitOptional("memory.swap.max"),
+	}
+	// The working set is what cannot be taken back at once.
+	if inactive := mem["inactive_file"]; inactive < usage {
+		s.MemoryWorkingSet = usage - inactive
+	}
+	s.CPUPressure = c.pressure("cpu.pressure")
+	s.MemoryPressure = c.pressure("memory.pressure")
+	s.IOPressure = c.pressure("io.pressure")
+	return s, c.err
+}
+
+func (c *cgroup) read(name string) string {
+	data, err := os.ReadFile(filepath.Join(c.dir, name))
+	if err != nil && c.err == nil {
+		c.err = err
+	}
+	return strings.TrimSpace(string(data))
+}
+
+func (c *cgroup) number(name string) uint64 {
+	n, _ := strconv.ParseUint(c.read(name), 10, 64)
+	return n
+}
+
+func (c *cgroup) limit(name string) uint64 {
+	s := c.read(name)
+	if s == "max" {
+		return 0
+	}
+	n, _ := strconv.ParseUint(s, 10, 64)
+	return n
+}
+
+// optional reads a file that not every kernel has.
+func (c *cgroup) optional(name string) uint64 {
+	n, _ := strconv.ParseUint(c.maybe(name), 10, 64)
+	return n
+}
+
+func (c *cgroup) limitOptional(name string) uint64 {
+	n, _ := strconv.ParseUint(c.maybe(name), 10, 64) // "max" is no number, and no limit
+	return n
+}
+
+func (c *cgroup) maybe(name string) string {
+	data, err := os.ReadFile(filepath.Join(c.dir, name))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
+}
+
+func (c *cgroup) table(name string) map[string]uint64 { return parseTable(c.read(name)) }
+
+func parseTable(s string) map[string]uint64 {
+	out := map[string]uint64{}
+	for line := range strings.SplitSeq(s, "\n") {
+		key, value, ok := strings.Cut(line, " ")
+		if n, err := strconv.ParseUint(value, 10, 64); ok && err == nil {
+			out[key] = n
+		}
+	}
+	return out
+}
+
+func (c *cgroup) pressure(name string) *Pressure {
+	s := c.maybe(name)
+	if s == "" {
+		return nil // a kernel without PSI
+	}
+	return parsePressure([]byte(s))
+}
+
+// parsePressure reads a pressure file. The kernel counts microseconds.
+func parsePressure(data []byte) *Pressure {
+	p := &Pressure{}
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	for lines.Scan() {
+		kind, rest, _ := strings.Cut(lines.Text(), " ")
+		line := &p.Some
+		if kind == "full" {
+			line = &p.Full
+		}
+		for field := range strings.FieldsSeq(rest) {
+			key, value, _ := strings.Cut(field, "=")
+			switch key {
+			case "avg10":
+				line.Avg10, _ = strconv.ParseFloat(value, 64)
+			case "avg60":
+				line.Avg60, _ = strconv.ParseFloat(value, 64)
+			case "avg300":
+				line.Avg300, _ = strconv.ParseFloat(value, 64)
+			case "total":
+				n, _ := strconv.ParseUint(value, 10, 64)
+				line.Total = n * 1000
+			}
+		}
+	}
+	return p
+}
+
+// diskUse sums what is below a directory. Files come and go meanwhile. What cannot
+// be reached is left out: an app may nest directories deeper than a path can be long,
+// and must not hide all its numbers so.
+func diskUse(ctx context.Context, dir string) (bytes, inodes uint64, err error) {
+	err = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return nil
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return nil
+		}
+		inodes++
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			bytes += uint64(st.Blocks) * 512
+		}
+		return nil
+	})
+	return bytes, inodes, err
+}

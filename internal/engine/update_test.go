@@ -1,0 +1,82 @@
+package engine
+
+import (
+	"testing"
+	"time"
+
+	"gantry/internal/pod"
+)
+
+// TestUpdatesDoNotUndoEachOther: kubelet changes memory and CPUs of one container
+// from two goroutines.
+func TestUpdatesDoNotUndoEachOther(t *testing.T) {
+	t.Parallel()
+	w := newLiveWorld(t)
+	p := w.pod()
+	a := w.app(p)
+	w.load()
+	w.whileLocked(p, func() {}, func() error {
+		return w.UpdateApp(t.Context(), a.ID, pod.Resources{Memory: 64 << 20})
+	}, func() error {
+		return w.UpdateApp(t.Context(), a.ID, pod.Resources{CPUShares: 512})
+	})
+	s, err := w.App(a.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Current.Memory != 64<<20 || s.Current.CPUShares != 512 {
+		t.Errorf("of two updates one is lost: %+v", s.Current)
+	}
+}
+
+// TestUpdateDuringTheStart: the app was prepared when the update came, and ran when
+// it had the lock.
+func TestUpdateDuringTheStart(t *testing.T) {
+	t.Parallel()
+	w := newLiveWorld(t)
+	p := w.pod()
+	a := w.app(p)
+	w.load()
+	// The machine of this test has no cgroup for the app, so the update itself may fail.
+	w.whileLocked(p, func() {
+		w.run(a)
+		if err := w.reloadApp(p.ID, a.ID, true); err != nil {
+			t.Fatal(err)
+		}
+	}, func() error {
+		_ = w.UpdateApp(t.Context(), a.ID, pod.Resources{CPUShares: 512})
+		return nil
+	})
+	w.want(p, a, true, pod.Running)
+	if u, _ := w.manager.Unit("gantry-app-" + string(a.ID) + ".service"); u.Get("CPUWeight") == nil {
+		t.Error("an app that runs did not get its new limits")
+	}
+}
+
+// whileLocked does something under a pod's lock, which calls wait for meanwhile.
+func (w *world) whileLocked(p *pod.Pod, do func(), calls ...func() error) {
+	w.t.Helper()
+	lock, err := w.store.Lock(w.t.Context(), p.ID)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	done := make(chan error, len(calls))
+	for _, call := range calls {
+		go func() { done <- call() }()
+	}
+	// All calls have come as far as the lock, or will: what they found before is old.
+	select {
+	case err := <-done:
+		w.t.Fatalf("a call did not wait for the lock: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	do()
+	if err := lock.Unlock(); err != nil {
+		w.t.Fatal(err)
+	}
+	for range calls {
+		if err := <-done; err != nil {
+			w.t.Error(err)
+		}
+	}
+}

@@ -1,0 +1,53 @@
+package engine
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"gantry/internal/pod"
+)
+
+// TestUsage: what was quick to find is found anew, what took long is remembered
+// for as long as all apps' looks together allow.
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var u usage
+	ask := func(id pod.ID) uint64 {
+		t.Helper()
+		_, inodes, err := u.of(t.Context(), id, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return inodes
+	}
+	if got := ask("a"); got != 1 {
+		t.Errorf("an empty directory has %d inodes", got)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	put := func(id pod.ID, found, asked, took time.Duration) {
+		u.known[id] = used{inodes: 77, found: time.Now().Add(-found), asked: time.Now().Add(-asked), took: took}
+	}
+	put("a", time.Minute, 0, 2*time.Second)
+	if got := ask("a"); got != 2 {
+		t.Errorf("a look of 2 s, a minute ago: %d inodes", got)
+	}
+	put("a", time.Minute, 0, 4*time.Second)
+	if got := ask("a"); got != 77 {
+		t.Errorf("a look of 4 s, a minute ago: %d inodes, want what was remembered", got)
+	}
+	put("a", time.Minute, 0, 2*time.Second)
+	put("b", time.Second, 0, 0)
+	if got := ask("a"); got != 77 {
+		t.Errorf("a look of 2 s, a minute ago, of one of two: %d inodes, want what was remembered", got)
+	}
+	put("b", time.Hour, 11*time.Minute, time.Hour)
+	ask("c")
+	if _, ok := u.known["b"]; ok || len(u.known) != 2 {
+		t.Errorf("remembered are %v", u.known)
+	}
+}

@@ -1,0 +1,189 @@
+package initproc
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gantry/internal/disk"
+	"gantry/internal/pod"
+)
+
+// drainTime bounds how long an exit waits for the app's last output to reach its
+// log. A daemon that inherited the app's stdout must not hold the exit for ever.
+const drainTime = 2 * time.Second
+
+// exitStartError is the exit code of an app that could not be started.
+const exitStartError = 128
+
+// exited runs when systemd has seen the end of an app. It may be killed at any
+// moment (it runs in the app's cgroup) and is run twice: every step does nothing
+// if it is done already. The record comes first, since nothing else can tell.
+func exited(dir string) error {
+	liftCPU()
+	return finish(dir, "", oomKills())
+}
+
+// exitedOutside runs in a unit of its own, outside the pod's slice, when the two
+// others were killed: it is what the app's OnFailure= names. The app's cgroup is
+// gone by then, but systemd has seen whether memory was the reason.
+func exitedOutside(app string) error {
+	if _, err := pod.ParseID(app); err != nil {
+		return err
+	}
+	dirs, err := filepath.Glob(filepath.Join(StateRoot, "pods", "*", "apps", app))
+	if err != nil || len(dirs) != 1 {
+		return errors.Join(err, fmt.Errorf("app %s is in %d pods", app, len(dirs)))
+	}
+	return finish(dirs[0], "MONITOR_", 0)
+}
+
+func finish(dir, env string, kills int) error {
+	s, planErr := readStart(dir)
+	if err := recordExit(dir, env, kills); err != nil {
+		return err
+	}
+	if planErr != nil {
+		return fmt.Errorf("read plan: %w", planErr)
+	}
+	err := drain(s.Stdio, s.App, drainTime)
+	return errors.Join(err, spool(s.App, dir), cleanRuntime(s))
+}
+
+// recordExit writes the record, unless there is one. env begins the names of the
+// variables in which systemd tells of the end.
+func recordExit(dir, env string, kills int) error {
+	path := filepath.Join(dir, "exit.json")
+	if disk.Exists(path) {
+		return nil
+	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	e := exitOf(facts{
+		code: os.Getenv(env + "EXIT_CODE"), status: os.Getenv(env + "EXIT_STATUS"), result: os.Getenv(env + "SERVICE_RESULT"),
+		oomKills: kills, run: runRecord(dir), startError: readMessage(dir, startErrorFile), died: readMessage(dir, startDiedFile),
+	})
+	e.Finished, e.BootID, e.InvocationID = time.Now(), boot, os.Getenv(env+"INVOCATION_ID")
+	record, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("record exit: %w", err)
+	}
+	return disk.WriteReserved(path, filepath.Join(dir, reserveFile), record, 0o644)
+}
+
+func readMessage(dir, file string) string {
+	data, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return ""
+	}
+	return string(data)
+}
+
+// facts are what systemd and the kernel say about the end of an app.
+type facts struct {
+	code, status, result string // $EXIT_CODE, $EXIT_STATUS, $SERVICE_RESULT
+	oomKills             int
+	run                  *pod.Run
+	startError           string // why the runtime did not start it
+	died                 string // the same, where it had ended before it was to start
+}
+
+// exitOf turns facts into a record. $SERVICE_RESULT is success for a TERM, HUP,
+// INT or PIPE, so the code and status decide; the result only tells of memory.
+func exitOf(f facts) pod.Exit {
+	if f.code == "exited" && f.startError == "" {
+		f.startError = f.died // by its own doing: what it was to run cannot be run
+	}
+	if f.run == nil || f.startError != "" {
+		return notStarted(f)
+	}
+	e := pod.Exit{Started: f.run.Started}
+	switch f.code {
+	case "exited":
+		e.Code, _ = strconv.Atoi(f.status)
+	case "killed", "dumped":
+		e.Signal = signalOf(f.status)
+		e.Code = 128 + e.Signal
+	default:
+		e.Code, e.Message = pod.ExitCodeUnknown, fmt.Sprintf("systemd gave no exit status (result %q)", f.result)
+	}
+	e.Reason = reason(e, f)
+	return e
+}
+
+// realtime is the first real-time signal, as glibc and so systemd count them.
+const realtime = 34
+
+// signalOf reads a signal as systemd writes it: KILL, RTMIN+3, or a bare number.
+func signalOf(name string) int {
+	if offset, ok := strings.CutPrefix(name, "RTMIN+"); ok {
+		if n, err := strconv.Atoi(offset); err == nil && n >= 0 && realtime+n <= 64 {
+			return realtime + n
+		}
+	}
+	if n, err := strconv.Atoi(name); err == nil && n > 0 && n <= 64 {
+		return n
+	}
+	return int(unix.SignalNum("SIG" + name))
+}
+
+func reason(e pod.Exit, f facts) string {
+	switch {
+	case f.result == "oom-kill", f.oomKills > 0 && e.Code != 0:
+		return pod.ReasonOOMKilled
+	case f.code != "exited" && e.Signal == 0:
+		return pod.ReasonUnknown
+	case e.Code == 0:
+		return pod.ReasonCompleted
+	default:
+		return pod.ReasonError
+	}
+}
+
+func notStarted(f facts) pod.Exit {
+	e := pod.Exit{Code: exitStartError, Reason: pod.ReasonStartError, Message: f.startError}
+	if f.run != nil {
+		e.Started = f.run.Started
+	}
+	switch {
+	case f.oomKills > 0 || f.result == "oom-kill":
+		e.Code, e.Signal, e.Reason = 128+int(unix.SIGKILL), int(unix.SIGKILL), pod.ReasonOOMKilled
+		e.Message = "the memory limit is too small to start in"
+	case e.Message == "":
+		e.Message = fmt.Sprintf("the start was cut short (result %q, %s %s)", f.result, f.code, f.status)
+	}
+	return e
+}
+
+// spool tells the watchers of the spool directory.
+func spool(app, dir string) error {
+	if err := os.MkdirAll(Exits, 0o755); err != nil {
+		return fmt.Errorf("tell of the exit: %w", err)
+	}
+	tmp := filepath.Join(RunRoot, ".exit-"+app)
+	if err := os.WriteFile(tmp, []byte(dir+"\n"), 0o644); err != nil {
+		return fmt.Errorf("tell of the exit: %w", err)
+	}
+	if err := os.Rename(tmp, filepath.Join(Exits, app)); err != nil {
+		return fmt.Errorf("tell of the exit: %w", err)
+	}
+	return nil
+}
+
+// cleanRuntime lets the OCI runtime forget the container, of which no process is
+// left: systemd has killed them all before it runs us.
+func cleanRuntime(s Start) error {
+	if s.State != "" {
+		return os.RemoveAll(s.State)
+	}
+	return runtimeOf(s).run(deleteTime, nil, "delete", "--force", s.App)
+}

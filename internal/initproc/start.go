@@ -1,0 +1,67 @@
+package initproc
+
+// Start is the content of start.json, written by an isolator's plan into the
+// app's directory and read by "gantry-init start DIR".
+type Start struct {
+	Pod string `json:"pod"`
+	App string `json:"app"`
+	// Runtime is the OCI runtime's command line up to the subcommand.
+	Runtime []string `json:"runtime"`
+	// RuntimeMS is how long, in milliseconds, the runtime may take to create or start
+	// a container; 0 is as long as the start of a unit allows.
+	RuntimeMS int64 `json:"runtimeMS,omitempty"`
+	// State is the directory of the app in the runtime's state, where that is all the
+	// runtime keeps: removing it is as good as asking the runtime, and no process. ""
+	// asks the runtime.
+	State string `json:"state,omitempty"`
+	// Bundle is the directory with config.json.
+	Bundle string `json:"bundle"`
+	Rootfs Rootfs `json:"rootfs"`
+	// Trees are parts of read-only trees that are mounted into the unit's mount
+	// namespace before the runtime runs, for image volumes.
+	Trees []Tree `json:"trees,omitempty"`
+	Stdio Stdio  `json:"stdio"`
+	// Cgroup files are written, exactly, before the app exists.
+	Cgroup []CgroupFile `json:"cgroup,omitempty"`
+	// PodSlice is the cgroup directory that must exist already: systemd would
+	// make it again, without its limits.
+	PodSlice string `json:"podSlice,omitempty"`
+}
+
+// Rootfs is the overlay to mount in the unit's private mount namespace.
+type Rootfs struct {
+	Lower  []string `json:"lower"` // top first
+	Upper  string   `json:"upper,omitempty"`
+	Work   string   `json:"work,omitempty"`
+	Target string   `json:"target"`
+	// UserNS is the pinned user namespace to map the lower trees for, "" for none.
+	// Upper belongs to UID and GID then: those of its root, on the host.
+	UserNS string `json:"userNS,omitempty"`
+	UID    int    `json:"uid,omitempty"`
+	GID    int    `json:"gid,omitempty"`
+	// Shared tells that we run in the host's mount namespace, for an app with
+	// bidirectional volumes: the rootfs is mounted in a copy of it that keeps its
+	// peer groups.
+	Shared bool `json:"shared,omitempty"`
+}
+
+// Tree is a directory, or what is at Sub in it, cloned and mapped onto Target. Sub
+// is the image's and the user's word: it is looked up with Source as the root.
+type Tree struct {
+	Source string `json:"source"`
+	Sub    string `json:"sub,omitempty"`
+	Target string `json:"target"`
+	UserNS string `json:"userNS,omitempty"`
+}
+
+// Stdio tells where to fetch the app's stdin, stdout and stderr.
+type Stdio struct {
+	Socket string `json:"socket"` // of gantry-stdio; "" gives the unit's own
+	TTY    bool   `json:"tty,omitempty"`
+}
+
+// CgroupFile is a file of the unit's cgroup and its value.
+type CgroupFile struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}

@@ -1,0 +1,161 @@
+// Package isolator is the contract between the engine and the ways to isolate a
+// pod (rkt called them stage1): namespaces, the host's namespaces, a VM.
+//
+// An isolator does not act. It turns a pod into a Plan: files to write and units
+// to start. The engine writes and starts them; systemd supervises. Same pod in,
+// same plan out, on any machine: whatever has to be looked up on the machine is
+// looked up before and stands in the pod, the app or the Input.
+package isolator
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"strings"
+
+	"gantry/internal/pod"
+	"gantry/internal/unit"
+)
+
+// Isolator turns pods into plans. All methods but Cleanup are pure.
+type Isolator interface {
+	// Name is the word users choose the isolator by; also its CRI handler.
+	Name() string
+	// Features tells what it honours. The engine refuses the rest at create.
+	Features() Features
+	// Sandbox plans what exists before any app: files and the pod unit.
+	Sandbox(Sandbox) (Plan, error)
+	// App plans one app.
+	App(App) (Plan, error)
+	// Exec plans a process inside a running app.
+	Exec(App, pod.Process) (Exec, error)
+	// Cleanup undoes what systemd does not own. It is idempotent.
+	Cleanup(ctx context.Context, p *pod.Pod) error
+}
+
+// Features an isolator honours.
+type Features struct {
+	HostNetwork             bool
+	HostPID                 bool
+	HostIPC                 bool
+	UserNamespaces          bool
+	SharedPID               bool
+	Privileged              bool
+	RecursiveReadOnlyMounts bool
+	BidirectionalMounts     bool
+	ImageVolumes            bool
+	MountOptions            bool
+	TTY                     bool
+	Devices                 bool
+}
+
+// Sandbox is the input of a pod's plan.
+type Sandbox struct {
+	Pod *pod.Pod
+	Dir Dirs
+}
+
+// App is the input of an app's plan.
+type App struct {
+	Pod    *pod.Pod
+	App    *pod.App
+	Secret pod.Secret
+	Dir    Dirs
+	// Rootfs is the image's read-only tree, mounted on the host by Rootfs.Unit.
+	Rootfs Tree
+	// ImageVolumes are the trees of Mount.Image, by image ID.
+	ImageVolumes map[string]Tree
+	// HolderPID is the process that holds the pod's shared PID namespace, and
+	// TargetPID the one whose namespace a NamespaceTarget app joins.
+	HolderPID, TargetPID int
+	// Resources in force (the App's, or those of a later update).
+	Resources pod.Resources
+	// SeccompProfile is what the file Security.Seccomp.Localhost holds.
+	SeccompProfile []byte
+}
+
+// Tree is a read-only directory tree that a mount unit keeps in place.
+type Tree struct {
+	Path string // on the host
+	Unit string // the mount unit an app must require
+}
+
+// Dirs are the places a plan may speak of. They are fixed by the disk layout and
+// given here so that plans can be tested with any.
+type Dirs struct {
+	Pod string // /var/lib/gantry/pods/<id>
+	App string // /var/lib/gantry/pods/<id>/apps/<id>; "" for a sandbox
+	Run string // /run/gantry/pods/<id>: namespaces and /dev/shm are pinned here
+}
+
+// File is a file of a plan, below Dirs.App (or Dirs.Pod for a sandbox).
+type File struct {
+	Path   string // relative
+	Mode   uint32
+	Data   []byte
+	Secret bool // Data is never printed
+	// Shown gives what is printed instead of the Data of a secret file. Nearly no plan
+	// is ever printed, so it is made only then.
+	Shown func() []byte `json:"-"`
+}
+
+// Plan is what has to be there for a pod or an app to run.
+type Plan struct {
+	Files []File
+	// Units: the last one is the pod's or app's own, those before it are units it
+	// needs and that may exist already.
+	Units []unit.Unit
+	// Cgroup holds files of the unit's cgroup that systemd has no property for, or
+	// rounds, with their exact values.
+	Cgroup []CgroupFile
+}
+
+// CgroupFile is a value to write into a file of the unit's cgroup.
+type CgroupFile struct{ Name, Value string }
+
+// Exec is how to run a process inside an app: the command that the engine spawns
+// in a cgroup of its own below the app's, and a file it must have before.
+type Exec struct {
+	Path string
+	Args []string // with argv[0]
+	// Process is the content of the file whose path replaces ProcessArg in Args.
+	Process []byte
+}
+
+// ProcessArg stands in Exec.Args for the path of the process file, and ConsoleArg
+// (only with Process.TTY) for that of a socket which is sent the terminal's fd.
+const (
+	ProcessArg = "{process}"
+	ConsoleArg = "{console}"
+	// LogArg is where the runtime is to say why it could not run the process: its
+	// standard error is the process's.
+	LogArg = "{log}"
+)
+
+// Text prints the plan, as --dry-run, golden tests and bug reports show it.
+func (p Plan) Text() string {
+	var b strings.Builder
+	files := append([]File(nil), p.Files...)
+	sort.SliceStable(files, func(i, j int) bool { return files[i].Path < files[j].Path })
+	for _, f := range files {
+		fmt.Fprintf(&b, "-- %s (mode %04o) --\n", f.Path, f.Mode)
+		data := f.Data
+		if f.Secret {
+			data = []byte("(secret)\n")
+			if f.Shown != nil {
+				data = append(data, f.Shown()...)
+			}
+		}
+		b.Write(data)
+		if len(data) > 0 && data[len(data)-1] != '\n' {
+			b.WriteByte('\n')
+		}
+	}
+	for _, u := range p.Units {
+		fmt.Fprintf(&b, "-- unit %s --\n%s", u.Name, u.Text())
+	}
+	for _, c := range p.Cgroup {
+		fmt.Fprintf(&b, "-- cgroup %s --\n%s\n", c.Name, c.Value)
+	}
+	return b.String()
+}

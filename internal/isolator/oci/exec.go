@@ -1,0 +1,64 @@
+package oci
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"gantry/internal/isolator"
+	"gantry/internal/pod"
+)
+
+// Exec plans a process in a running app: as the same user, under the same
+// restrictions (the runtime takes the seccomp profile from the app's own config).
+// The rlimits are all stated: the process would inherit those of who spawns it.
+func (o *OCI) Exec(in isolator.App, p pod.Process) (isolator.Exec, error) {
+	process, err := o.execProcess(in, p)
+	if err != nil {
+		return isolator.Exec{}, fmt.Errorf("plan exec: %w", err)
+	}
+	data, err := json.Marshal(process)
+	if err != nil {
+		return isolator.Exec{}, fmt.Errorf("plan exec: %w", err)
+	}
+	args := append(slices.Clone(o.cfg.Runtime), "--log", isolator.LogArg, "exec", "--process", isolator.ProcessArg)
+	if p.TTY {
+		args = append(args, "--console-socket", isolator.ConsoleArg)
+	}
+	return isolator.Exec{Path: o.cfg.Runtime[0], Args: append(args, string(in.App.ID)), Process: data}, nil
+}
+
+func (o *OCI) execProcess(in isolator.App, p pod.Process) (*specs.Process, error) {
+	if err := o.checkApp(in); err != nil {
+		return nil, err
+	}
+	if err := checkArgv(p.Argv); err != nil {
+		return nil, err
+	}
+	if err := checkEnv(p.Env); err != nil {
+		return nil, err
+	}
+	process, err := o.process(in)
+	if err != nil {
+		return nil, err
+	}
+	process.Args, process.Terminal = p.Argv, p.TTY
+	process.Env = env(in, p.TTY, p.Env)
+	process.Rlimits = execLimits(process.Rlimits)
+	process.OOMScoreAdj = &in.Resources.OOMScoreAdj
+	return process, nil
+}
+
+func execLimits(own []specs.POSIXRlimit) []specs.POSIXRlimit {
+	out := slices.Clone(own)
+	for _, d := range defaultLimits {
+		name := "RLIMIT_" + d.name
+		if !slices.ContainsFunc(own, func(l specs.POSIXRlimit) bool { return strings.EqualFold(l.Type, name) }) {
+			out = append(out, specs.POSIXRlimit{Type: name, Soft: uint64(d.soft), Hard: uint64(d.hard)})
+		}
+	}
+	return out
+}

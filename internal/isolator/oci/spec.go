@@ -1,0 +1,202 @@
+package oci
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"gantry/internal/isolator"
+	"gantry/internal/pod"
+)
+
+// spec is config.json. What is not in it on purpose: resources and cgroupsPath
+// (the unit has the limits), the OOM score (the unit has it), hostname and sysctls
+// (set once, when the pod's namespaces were made), hooks.
+func (o *OCI) spec(in isolator.App) (*specs.Spec, error) {
+	namespaces, err := namespaces(in)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := mounts(in)
+	if err != nil {
+		return nil, err
+	}
+	devices, err := devices(in.App.Devices)
+	if err != nil {
+		return nil, err
+	}
+	process, err := o.process(in)
+	if err != nil {
+		return nil, err
+	}
+	seccomp, err := o.seccompOf(in, process.Capabilities.Bounding)
+	if err != nil {
+		return nil, fmt.Errorf("security.seccomp: %w", err)
+	}
+	masked, readonly, err := hiddenPaths(in.App.Security)
+	if err != nil {
+		return nil, err
+	}
+	s := &specs.Spec{
+		Version: specs.Version,
+		Process: process,
+		Root:    &specs.Root{Path: RootfsTarget, Readonly: in.App.Security.ReadOnlyRootfs},
+		Mounts:  mounts,
+		Linux: &specs.Linux{
+			Namespaces: namespaces, Devices: devices, Seccomp: seccomp,
+			RootfsPropagation: propagation(in.App),
+			MaskedPaths:       masked, ReadonlyPaths: readonly,
+			MountLabel: mountLabel(in),
+		},
+	}
+	if u := in.Pod.Namespaces.User; u != nil {
+		s.Linux.UIDMappings, s.Linux.GIDMappings = idMappings(u.UIDs), idMappings(u.GIDs)
+	}
+	return s, nil
+}
+
+// propagation of the rootfs: slave, since what the host mounts later must reach
+// the volumes that want it, and the runtime's own default would cut them off.
+func propagation(a *pod.App) string {
+	if hasShared(a) {
+		return string(pod.PropagationShared)
+	}
+	return string(pod.PropagationSlave)
+}
+
+func idMappings(ms []pod.IDMap) []specs.LinuxIDMapping {
+	var out []specs.LinuxIDMapping
+	for _, m := range ms {
+		out = append(out, specs.LinuxIDMapping{ContainerID: m.Container, HostID: m.Host, Size: m.Length})
+	}
+	return out
+}
+
+// namespaces: the pod's own are pinned below Dirs.Run. The hostname belongs to
+// the network: a pod in the host's network has the host's name.
+func namespaces(in isolator.App) ([]specs.LinuxNamespace, error) {
+	p, ns := in.Pod, []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	pinned := func(t specs.LinuxNamespaceType, name string) {
+		ns = append(ns, specs.LinuxNamespace{Type: t, Path: path.Join(in.Dir.Run, name)})
+	}
+	if p.Namespaces.User != nil {
+		pinned(specs.UserNamespace, userPin)
+	}
+	if !p.HostNetwork() {
+		pinned(specs.NetworkNamespace, "net")
+		pinned(specs.UTSNamespace, "uts")
+	}
+	if p.Namespaces.IPC != pod.NamespaceNode {
+		pinned(specs.IPCNamespace, "ipc")
+	}
+	pid, err := pidNamespace(in)
+	if err != nil {
+		return nil, err
+	}
+	ns = append(ns, pid...)
+	// A privileged app sees the host's cgroups, as node agents expect; any other
+	// one sees its own limits at the root.
+	if !in.App.Security.Privileged {
+		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	return ns, nil
+}
+
+func pidNamespace(in isolator.App) ([]specs.LinuxNamespace, error) {
+	of := func(field string, pid int) ([]specs.LinuxNamespace, error) {
+		if pid < 1 {
+			return nil, fmt.Errorf("namespaces.pid: the %s does not run: %w", field, pod.ErrState)
+		}
+		return []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: fmt.Sprintf("/proc/%d/ns/pid", pid)}}, nil
+	}
+	switch mode := in.App.Namespaces.PID; mode {
+	case pod.NamespaceNode:
+		if in.Pod.Namespaces.User != nil {
+			return nil, fmt.Errorf("namespaces.pid: the host's in a user namespace: %w", pod.ErrUnsupported)
+		}
+		return nil, nil
+	case pod.NamespaceApp:
+		return []specs.LinuxNamespace{{Type: specs.PIDNamespace}}, nil
+	case pod.NamespacePod:
+		return of("pod's holder", in.HolderPID)
+	case pod.NamespaceTarget:
+		return of("target app", in.TargetPID)
+	default:
+		return nil, invalid("namespaces.pid %q", mode)
+	}
+}
+
+// process is what config.json and an exec's process file have in common.
+func (o *OCI) process(in isolator.App) (*specs.Process, error) {
+	a := in.App
+	caps, err := capabilities(a.Security)
+	if err != nil {
+		return nil, fmt.Errorf("security: %w", err)
+	}
+	apparmor, err := o.apparmor(a.Security)
+	if err != nil {
+		return nil, err
+	}
+	cwd := a.WorkingDir
+	if cwd == "" {
+		cwd = "/"
+	}
+	return &specs.Process{
+		Terminal: a.TTY,
+		User:     specs.User{UID: a.Security.UID, GID: a.Security.GID, AdditionalGids: groups(a.Security)},
+		Args:     a.Argv,
+		Env:      env(in, a.TTY, nil),
+		Cwd:      cwd, Capabilities: caps, Rlimits: rlimits(a.Rlimits),
+		NoNewPrivileges: a.Security.NoNewPrivileges,
+		ApparmorProfile: apparmor, SelinuxLabel: processLabel(in),
+	}, nil
+}
+
+// groups has the primary group too: without it a program that changes its group
+// would leave the one that "deny this group" rules are about.
+func groups(s pod.Security) []uint32 {
+	out := []uint32{s.GID}
+	for _, g := range s.Groups {
+		if !slices.Contains(out, g) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// env is the environment: what every app may count on, then the app's own, then
+// more. A later value wins and keeps the place of the first.
+func env(in isolator.App, tty bool, more []string) []string {
+	base := []string{defaultPath}
+	if in.Pod.Hostname != "" {
+		base = append(base, "HOSTNAME="+in.Pod.Hostname)
+	}
+	if tty {
+		base = append(base, "TERM=xterm")
+	}
+	var out []string
+	at := map[string]int{}
+	for _, e := range slices.Concat(base, in.Secret.Env, more) {
+		name, _, _ := strings.Cut(e, "=")
+		if i, ok := at[name]; ok {
+			out[i] = e
+			continue
+		}
+		at[name] = len(out)
+		out = append(out, e)
+	}
+	return out
+}
+
+func rlimits(limits []pod.Rlimit) []specs.POSIXRlimit {
+	var out []specs.POSIXRlimit
+	for _, l := range limits {
+		out = append(out, specs.POSIXRlimit{Type: l.Type, Soft: l.Soft, Hard: l.Hard})
+	}
+	return out
+}

@@ -1,0 +1,30 @@
+package node
+
+import (
+	"gantry/internal/config"
+	"gantry/internal/image"
+)
+
+// FromConfig takes over what an operator may set.
+func FromConfig(c config.Config) Options {
+	return Options{
+		Root: c.Root, Run: c.Run,
+		Isolator:        c.Isolator,
+		Runtime:         c.OCIRuntime,
+		RuntimeTimeout:  c.OCITimeout,
+		AppArmorDefault: c.OCIAppArmor,
+		NoJournal:       !c.StdioJournal,
+		NetworkConfDir:  c.NetworkConfDir,
+		NetworkBinDirs:  c.NetworkBinDirs,
+		NetworkTimeout:  c.NetworkTimeout,
+		Images: image.Config{
+			RegistriesConf: c.ImageRegistries,
+			PolicyFile:     c.ImagePolicy,
+			AuthFile:       c.ImageAuth,
+			MaxLayerBytes:  c.ImageMaxLayer,
+			Parallel:       int(c.ImageParallel),
+			KeepBlobs:      c.ImageKeepBlobs,
+			Mount:          image.MountMode(c.ImageMount),
+		},
+	}
+}

@@ -1,0 +1,182 @@
+// Package node puts the parts of an engine together for one machine, in the one
+// way that the CLI and the CRI server share.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"gantry/internal/engine"
+	"gantry/internal/image"
+	"gantry/internal/isolator"
+	"gantry/internal/isolator/oci"
+	"gantry/internal/network"
+	"gantry/internal/pod"
+	"gantry/internal/podstore"
+	"gantry/internal/stdio"
+	"gantry/internal/systemd"
+)
+
+// The fixed places.
+const (
+	Root = "/var/lib/gantry"
+	Run  = "/run/gantry"
+	Init = oci.DefaultInit
+)
+
+// Options of a node. Empty fields have defaults.
+type Options struct {
+	Root, Run string
+	Log       *slog.Logger
+
+	// Isolator is the name of the default isolator.
+	Isolator string
+	// Runtime is the OCI runtime's command line up to the subcommand.
+	Runtime []string
+	// RuntimeTimeout bounds one call of it.
+	RuntimeTimeout time.Duration
+	// AppArmorDefault is the profile of apps that ask for the runtime's default.
+	AppArmorDefault string
+	// NoJournal switches the copy of apps' output in the journal off.
+	NoJournal bool
+
+	NetworkConfDir string
+	NetworkBinDirs []string
+	NetworkTimeout time.Duration
+
+	Images image.Config // Root, Run, Log and InUse are set here
+
+	// Failpoints is the text that engine.ParseFailpoints reads.
+	Failpoints string
+}
+
+// Node is an engine and what it stands on.
+type Node struct {
+	*engine.Engine
+	systemd *systemd.Manager
+}
+
+// Open puts a node together. It starts nothing.
+func Open(ctx context.Context, o Options) (*Node, error) {
+	o = o.defaults()
+	profile := appArmorDefault(o.AppArmorDefault)
+	fail, err := engine.ParseFailpoints(o.Failpoints)
+	if err != nil {
+		return nil, err
+	}
+	iso, err := oci.New(oci.Config{
+		Runtime: o.Runtime, RuntimeTimeout: o.RuntimeTimeout, Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile,
+	})
+	if err != nil {
+		return nil, err
+	}
+	pods, err := openNetwork(o)
+	if err != nil {
+		return nil, err
+	}
+	// The store asks the engine whether an image is in use; the engine has the store.
+	var e *engine.Engine
+	o.Images.Root, o.Images.Run, o.Images.Log = o.Root, o.Run, o.Log
+	o.Images.InUse = func(id string) bool { return e == nil || e.ImageInUse(id) }
+	images, err := image.Open(o.Images)
+	if err != nil {
+		return nil, err
+	}
+	manager, err := systemd.Dial(ctx, systemd.Config{Log: o.Log})
+	if err != nil {
+		return nil, fmt.Errorf("connect to systemd (is it PID 1, and is dbus running?): %w", err)
+	}
+	e, err = engine.New(ctx, engine.Config{
+		Root: o.Root, Run: o.Run, Log: o.Log,
+		Systemd: manager, Images: images, Network: pods, Stdio: stdio.Client{},
+		Isolators: []isolator.Isolator{iso}, Isolator: o.Isolator,
+		Init: Init, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
+	})
+	if err != nil {
+		return nil, errors.Join(err, manager.Close())
+	}
+	return &Node{e, manager}, nil
+}
+
+// defaultProfile is the AppArmor profile that we ship.
+const defaultProfile = "gantry-default"
+
+// appArmorDefault is the profile of apps that ask for the default one. Where
+// AppArmor is on there is one unless the operator says "unconfined": the engine
+// refuses such apps as long as it is not loaded.
+func appArmorDefault(configured string) string {
+	on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	if configured != "" || err != nil || strings.TrimSpace(string(on)) != "Y" {
+		return configured
+	}
+	return defaultProfile
+}
+
+func openNetwork(o Options) (*network.Network, error) {
+	return network.New(network.Config{
+		ConfDir: o.NetworkConfDir, BinDirs: o.NetworkBinDirs, Timeout: o.NetworkTimeout,
+		CacheDir: o.Root + "/cni", Log: o.Log,
+		// A pod is on disk before its first plugin runs and until DEL is done. Without
+		// this question gc would take the network of a pod that is being made.
+		Exists: func(id pod.ID) bool {
+			_, err := os.Lstat(podstore.Layout{Root: o.Root}.Pod(id))
+			return !errors.Is(err, fs.ErrNotExist)
+		},
+	})
+}
+
+// Teardown gives back pods' networks, and stands on nothing that may be gone while
+// the machine goes down.
+type Teardown struct {
+	*engine.Teardown
+	network *network.Network
+}
+
+// OpenTeardown puts a Teardown together. It talks to nobody.
+func OpenTeardown(o Options) (*Teardown, error) {
+	o = o.defaults()
+	n, err := openNetwork(o)
+	if err != nil {
+		return nil, err
+	}
+	t, err := engine.NewTeardown(o.Root, o.Run, n)
+	if err != nil {
+		n.Close()
+		return nil, err
+	}
+	return &Teardown{t, n}, nil
+}
+
+// Close lets go of what it watched.
+func (t *Teardown) Close() error {
+	t.network.Close()
+	return nil
+}
+
+func (o Options) defaults() Options {
+	if o.Root == "" {
+		o.Root = Root
+	}
+	if o.Run == "" {
+		o.Run = Run
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Isolator == "" {
+		o.Isolator = "oci"
+	}
+	return o
+}
+
+// Close lets go of everything; pods run on.
+func (n *Node) Close() error {
+	n.Network().Close()
+	return errors.Join(n.Engine.Close(), n.systemd.Close())
+}

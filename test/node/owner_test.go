@@ -1,0 +1,187 @@
+//go:build e2e
+
+package node
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestOwners runs a pod of the command line beside pods of the CRI: neither side
+// may see or touch the other's.
+func TestOwners(t *testing.T) {
+	guard(t)
+	needsGantry(t)
+	e := dial(t)
+	mine := e.run(t, onHost(e.podConfig(t, "mine")))
+	id := e.pull(t, busybox)
+	theirs := strings.TrimSpace(sh(t, "gantry run --detach --quiet --name theirs "+busybox+" sleep 1000000"))
+	t.Cleanup(func() { sh(t, "gantry rm --force theirs") })
+	if got := strings.TrimSpace(sh(t, "gantry list --quiet --owner cli")); got != theirs {
+		t.Errorf("gantry lists %q as the command line's, want %q", got, theirs)
+	}
+	if got := strings.TrimSpace(sh(t, "gantry list --quiet --owner cri")); got != mine.id {
+		t.Errorf("gantry lists %q as the CRI's, want %q", got, mine.id)
+	}
+	if got := e.picture(t); len(got) != 1 || got[mine.id] == "" {
+		t.Errorf("the CRI lists %v, want only %s", got, mine.id)
+	}
+	_, err := e.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: theirs})
+	if status.Code(err) != codes.NotFound {
+		t.Errorf("status of the command line's pod: %v", err)
+	}
+	if _, err := e.RemovePodSandbox(t.Context(), &cri.RemovePodSandboxRequest{PodSandboxId: theirs}); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("removal of the command line's pod: %v", err)
+	}
+	image, err := e.images.ImageStatus(t.Context(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: id}})
+	if err != nil || !image.Image.Pinned {
+		t.Errorf("the image of a pod of the command line is not pinned: %v, %v", image, err)
+	}
+	if out, err := exec.Command("gantry", "rm", mine.id).CombinedOutput(); err == nil {
+		t.Errorf("gantry rm took the CRI's pod without --force: %s", out)
+	}
+}
+
+// TestIdempotence repeats what may be repeated, and asks for what never was.
+func TestIdempotence(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	ctx := t.Context()
+	config := onHost(e.podConfig(t, "twice"))
+	p := e.run(t, config)
+	c := p.runScript(t, "app", "sleep 1000000")
+	for range 3 {
+		if _, err := e.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: c.id}); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 3 {
+		if _, err := e.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+			t.Error(err)
+		}
+	}
+	if s := p.status(t); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("a stopped sandbox is %s", s.State)
+	}
+	for range 3 {
+		if _, err := e.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: c.id}); err != nil {
+			t.Error(err)
+		}
+		if _, err := e.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.id}); err != nil {
+			t.Error(err)
+		}
+	}
+	const nobody = "aaaaaaaaaaaaaaaaaaaaaaaa"
+	if _, err := e.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: nobody}); err != nil {
+		t.Error(err)
+	}
+	if _, err := e.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: nobody}); err != nil {
+		t.Error(err)
+	}
+	if _, err := e.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: nobody}); status.Code(err) != codes.NotFound {
+		t.Errorf("status of nothing: %v", err)
+	}
+	if _, err := e.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: nobody, Cmd: []string{"true"}}); status.Code(err) != codes.NotFound {
+		t.Errorf("exec in nothing: %v", err)
+	}
+}
+
+// TestStats reads what kubelet's eviction manager lives on.
+func TestStats(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	config := containerConfig("app", "dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; i=0; while :; do i=$((i+1)); done")
+	config.Linux.Resources.MemoryLimitInBytes = 64 << 20
+	c := e.run(t, onHost(e.podConfig(t, "stats"))).create(t, config).start(t)
+	var first *cri.ContainerStats
+	read := func() *cri.ContainerStats {
+		resp, err := e.ListContainerStats(t.Context(), &cri.ListContainerStatsRequest{Filter: &cri.ContainerStatsFilter{Id: c.id}})
+		if err != nil || len(resp.Stats) != 1 {
+			t.Fatalf("stats %v, error %v", resp, err)
+		}
+		return resp.Stats[0]
+	}
+	eventually(t, 10*time.Second, "the file is counted", func() bool {
+		first = read()
+		return first.WritableLayer.GetUsedBytes().GetValue() >= 3<<20
+	})
+	eventually(t, 5*time.Second, "CPU time grows", func() bool {
+		return read().Cpu.UsageCoreNanoSeconds.Value > first.Cpu.UsageCoreNanoSeconds.Value
+	})
+	m := first.Memory
+	if m.WorkingSetBytes.GetValue() == 0 || m.UsageBytes.GetValue() > 64<<20 || m.AvailableBytes.GetValue() == 0 || m.AvailableBytes.GetValue() > 64<<20 {
+		t.Errorf("memory: %v", m)
+	}
+	if dir := first.WritableLayer.FsId.GetMountpoint(); dir == "" || !exists(dir) {
+		t.Errorf("writable layer: %v", first.WritableLayer)
+	}
+	if one, err := e.ContainerStats(t.Context(), &cri.ContainerStatsRequest{ContainerId: c.id}); err != nil || one.Stats.Attributes.Id != c.id {
+		t.Errorf("stats of one: %v, %v", one, err)
+	}
+}
+
+// TestUpdateResources changes limits of a running container and reads them back,
+// from the CRI and from inside.
+func TestUpdateResources(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	config := containerConfig("app", "sleep 1000000")
+	config.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 512}
+	c := e.run(t, onHost(e.podConfig(t, "resize"))).create(t, config).start(t)
+	if _, err := e.UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{
+		ContainerId: c.id, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: 96 << 20, CpuQuota: 35500},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	got := c.status(t).Resources.GetLinux()
+	if got.GetMemoryLimitInBytes() != 96<<20 || got.GetCpuQuota() != 35500 || got.GetCpuPeriod() != 100000 || got.GetCpuShares() != 512 {
+		t.Errorf("read back: %v", got)
+	}
+	out, _, _ := c.exec(t, "sh", "-c", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")
+	if want := "100663296\n35500 100000\n"; out != want {
+		t.Errorf("inside: %q, want %q", out, want)
+	}
+}
+
+// TestLogRotation does what kubelet does with a log that has grown.
+func TestLogRotation(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	c := e.run(t, onHost(e.podConfig(t, "rotate"))).runScript(t, "app", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done")
+	path := filepath.Join(c.pod.config.LogDirectory, c.config.LogPath)
+	var parts []string
+	for _, old := range []string{path + ".1", path + ".2", path + ".3"} {
+		eventually(t, 5*time.Second, "the log has lines", func() bool { return len(c.logFile(t)) > 5 })
+		if err := os.Rename(path, old); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := e.ReopenContainerLog(t.Context(), &cri.ReopenContainerLogRequest{ContainerId: c.id}); err != nil {
+			t.Fatal(err)
+		}
+		if !exists(path) {
+			t.Fatal("there is no new file when the request is answered")
+		}
+		parts = append(parts, old)
+	}
+	c.stop(t, 0)
+	var lines []logLine
+	for _, p := range append(parts, path) {
+		text, err := os.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines = append(lines, parseLog(t, string(text))...)
+	}
+	inOrder(t, lines)
+	if _, err := e.ReopenContainerLog(t.Context(), &cri.ReopenContainerLogRequest{ContainerId: c.id}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("log of a stopped container: %v", err)
+	}
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+)
+
+// lanesOf are the suites of each VM when all are run: much of a test is waiting. The
+// first VM is the one that was asked for, with the peers that were put into it. What
+// is in none is taken by the first that has nothing left to do.
+func lanesOf(serial bool) (lanes [][]string, free []string) {
+	if serial {
+		return [][]string{suites()}, nil
+	}
+	return [][]string{{"node", powerSuite}, {"e2e"}}, []string{exitsSuite, killsSuite}
+}
+
+// runAll runs all suites in lanes. Each is a trial of its own, so that one that
+// breaks down leaves the others alone.
+func runAll(ctx context.Context, t *trial, args []string) error {
+	flags := t.flags("test-all")
+	limit := flags.Duration("timeout", 0, "end each suite after this long")
+	// The processors of an emulated machine wait for each other: with more of them
+	// than the host has, everything takes many times as long.
+	both := 2 * processors()
+	serial := flags.Bool("serial", runtime.NumCPU() < both, fmt.Sprintf("one VM, one suite after the other; the default where there are less than %d processors for two", both))
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	lanes, free := lanesOf(*serial)
+	left := make(chan string, len(free))
+	for _, suite := range free {
+		left <- suite
+	}
+	close(left)
+	out := &lineWriter{out: os.Stdout}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var total tally
+	var failed error
+	for i, lane := range lanes {
+		name := laneName(t.name, i)
+		wg.Go(func() {
+			run := func(suite string) {
+				result, err := t.child(ctx, name, suite, limit.String(), out)
+				mu.Lock()
+				defer mu.Unlock()
+				total.add(result)
+				failed = errors.Join(failed, err)
+			}
+			for _, suite := range lane {
+				run(suite)
+			}
+			for suite := range left {
+				run(suite)
+			}
+		})
+	}
+	wg.Wait()
+	fmt.Printf("total: %s\n", total)
+	return failed
+}
+
+// child runs a suite as "trial test" does.
+func (t *trial) child(ctx context.Context, name, suite, limit string, out *lineWriter) (tally, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return tally{}, err
+	}
+	args := []string{"--name", name, "test", "--suite", suite}
+	if limit != "0s" {
+		args = append(args, "--timeout", limit)
+	}
+	cmd := exec.CommandContext(ctx, exe, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, w
+	done := make(chan tally, 1)
+	go func() { done <- out.copy(r, suite) }()
+	err = cmd.Run()
+	w.Close()
+	result := <-done
+	if err != nil {
+		return result, fmt.Errorf("tests of %s: %w", suite, err)
+	}
+	if result.total() == 0 {
+		return result, fmt.Errorf("tests of %s: none was run", suite)
+	}
+	return result, nil
+}
+
+// lineWriter mixes the output of suites line by line, each with the suite's name.
+type lineWriter struct {
+	mu  sync.Mutex
+	out io.Writer
+}
+
+// copy counts the tests on the way.
+func (l *lineWriter) copy(in io.Reader, suite string) tally {
+	var n tally
+	lines := bufio.NewReader(in)
+	for {
+		line, err := lines.ReadString('\n')
+		if line != "" {
+			n.count(verdict(line))
+			l.mu.Lock()
+			fmt.Fprintf(l.out, "%s: %s", suite, line)
+			l.mu.Unlock()
+		}
+		if err != nil {
+			return n
+		}
+	}
+}
+
+// laneName names the VM of a lane.
+func laneName(name string, lane int) string {
+	if lane == 0 {
+		return name
+	}
+	return fmt.Sprintf("%s-%d", name, lane+1)
+}

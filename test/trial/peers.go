@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// peer is a program that is not ours and that Gantry is run with or measured
+// against, built from its own Go module below test/.
+type peer struct {
+	module   string // directory below test/
+	packages []string
+	ldflags  string
+	takes    string
+}
+
+func kubeletPeer() peer {
+	return peer{
+		module:   "kubelet",
+		packages: []string{"k8s.io/kubernetes/cmd/kubelet"},
+		ldflags: "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2" +
+			" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37",
+		takes: "about four minutes of two processors",
+	}
+}
+
+func agnhostPeer() peer {
+	return peer{
+		module:   "kubelet",
+		packages: []string{"k8s.io/kubernetes/test/images/agnhost"},
+		ldflags:  "-s -w",
+		takes:    "a minute after the kubelet's build",
+	}
+}
+
+func containerdPeer() peer {
+	const root = "github.com/containerd/containerd/v2"
+	return peer{
+		module:   "containerd",
+		packages: []string{root + "/cmd/containerd", root + "/cmd/containerd-shim-runc-v2"},
+		ldflags:  "-s -w -X " + root + "/version.Version=v2.4.2",
+		takes:    "about a minute",
+	}
+}
+
+func runKubelet(ctx context.Context, t *trial, args []string) error {
+	return runPeer(ctx, t, "kubelet", kubeletPeer(), args)
+}
+
+func runAgnhost(ctx context.Context, t *trial, args []string) error {
+	return runPeer(ctx, t, "agnhost", agnhostPeer(), args)
+}
+
+func runContainerd(ctx context.Context, t *trial, args []string) error {
+	return runPeer(ctx, t, "containerd", containerdPeer(), args)
+}
+
+// runPeer builds a peer and puts it into the VM's /usr/local/bin if that runs.
+func runPeer(ctx context.Context, t *trial, name string, p peer, args []string) error {
+	flags := t.flags(name)
+	buildOnly := flags.Bool("build-only", false, "do not put it into the VM")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	dir, err := p.build(ctx, t)
+	if err != nil {
+		return err
+	}
+	v := t.vm()
+	if *buildOnly || v.pid() == 0 {
+		fmt.Println(dir)
+		return nil
+	}
+	return t.say.step(fmt.Sprintf("push %s to %s:/usr/local/bin", name, v.name), func() error {
+		return v.push(ctx, dir, "/usr/local/bin")
+	})
+}
+
+// build returns the directory with the peer's programs, out of the cache if
+// they were built before from the same inputs.
+func (p peer) build(ctx context.Context, t *trial) (string, error) {
+	repo, err := repository()
+	if err != nil {
+		return "", err
+	}
+	source := filepath.Join(repo, "test", p.module)
+	version, err := exec.CommandContext(ctx, "go", "version").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask go for its version: %w", err)
+	}
+	inputs := append([]string{string(version), p.ldflags}, p.packages...)
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile(filepath.Join(source, name))
+		if err != nil {
+			return "", fmt.Errorf("hash the inputs of %s: %w", p.module, err)
+		}
+		inputs = append(inputs, string(data))
+	}
+	out := t.cache.path("peer", filepath.Base(p.packages[0])+"-"+digest(inputs...))
+	if exists(out) {
+		t.say.line("%s is in the cache", filepath.Base(p.packages[0]))
+		now := time.Now() // for "trial clean"
+		return out, os.Chtimes(out, now, now)
+	}
+	if err := os.MkdirAll(t.cache.path("peer"), 0o755); err != nil {
+		return "", fmt.Errorf("make the cache: %w", err)
+	}
+	unlock, err := t.cache.lock("peer/" + p.module)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if exists(out) {
+		return out, nil
+	}
+	work, err := os.MkdirTemp(t.cache.path("peer"), "building-")
+	if err != nil {
+		return "", fmt.Errorf("make the cache: %w", err)
+	}
+	defer os.RemoveAll(work)
+	err = t.say.step(fmt.Sprintf("build %s (%s)", strings.Join(p.packages, " "), p.takes), func() error {
+		args := append([]string{"build", "-trimpath", "-ldflags", p.ldflags, "-o", work + "/"}, p.packages...)
+		cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "19", "go"}, args...)...)
+		cmd.Dir = source
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
+		return runQuiet(cmd)
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := os.Chmod(work, 0o755); err != nil {
+		return "", err
+	}
+	return out, os.Rename(work, out)
+}
+
+// repository is the root of the source tree that trial is run in.
+func repository() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find the repository: %w", err)
+	}
+	for {
+		data, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && strings.HasPrefix(string(data), "module gantry\n") {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", fmt.Errorf("find the repository: no go.mod of module gantry here or above; run it in Gantry's source tree")
+		}
+		dir = parent
+	}
+}

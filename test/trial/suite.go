@@ -1,0 +1,343 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// suites are the packages whose tests run in the VM: the installed product seen
+// from outside, and Gantry's packages on a real machine. Last come those tests of
+// the first that take the machine down.
+func suites() []string { return []string{"node", "e2e", powerSuite, exitsSuite, killsSuite} }
+
+// These suites are no packages of their own: each is a test of package e2e that takes
+// many minutes, and is apart so that it can run beside the others, in another VM.
+const exitsSuite, killsSuite = "exits", "kills"
+
+// longTest is the pattern of the one test of such a suite, "" of another.
+func longTest(suite string) string {
+	switch suite {
+	case exitsSuite:
+		return "^TestExitsWhilePID1IsBusy$"
+	case killsSuite:
+		return "^TestKillsWhilePID1IsBusy$"
+	}
+	return ""
+}
+
+// packageOf tells the package that has a suite's tests.
+func packageOf(suite string) string {
+	if longTest(suite) != "" {
+		return "e2e"
+	}
+	return suite
+}
+
+const suiteDir = "/usr/local/lib/trial"
+
+// suiteRun is how tests are to be run.
+type suiteRun struct {
+	pattern string
+	engine  string
+	verbose bool
+	limit   time.Duration
+}
+
+func runTest(ctx context.Context, t *trial, args []string) error {
+	var how suiteRun
+	flags := t.flags("test")
+	flags.StringVar(&how.pattern, "run", "", "only the tests whose names match this regular expression")
+	flags.BoolVar(&how.verbose, "v", false, "show what passing tests print")
+	flags.DurationVar(&how.limit, "timeout", time.Hour, "end the tests after this long")
+	flags.StringVar(&how.engine, "cri", "", "try the tests themselves on another engine, at this endpoint; implies --suite node")
+	only := flags.String("suite", "", "only this suite: "+strings.Join(suites(), " or "))
+	keep := flags.Bool("keep", false, "leave the VM up at the end if this command booted it")
+	noInstall := flags.Bool("no-install", false, "test what is installed in the VM already")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	chosen := suites()
+	if how.engine != "" {
+		chosen = []string{"node"}
+	} else if *only != "" {
+		if !slices.Contains(chosen, *only) {
+			return fmt.Errorf("suite %q is unknown: use %s", *only, strings.Join(chosen, " or "))
+		}
+		chosen = []string{*only}
+	} else if how.pattern != "" { // the name of a long test is e2e's, too
+		chosen = slices.DeleteFunc(chosen, func(s string) bool { return longTest(s) != "" })
+	}
+	v := t.vm()
+	booted := v.pid() == 0
+	if booted && *noInstall {
+		return fmt.Errorf("test VM %s: it does not run, so nothing is installed in it; leave out --no-install", v.name)
+	}
+	if err := t.up(ctx, false, false); err != nil {
+		return err
+	}
+	if booted && !*keep {
+		defer func() {
+			if err := v.stop(context.WithoutCancel(ctx)); err != nil {
+				t.say.line("stop VM %s: %v", v.name, err)
+			}
+		}()
+	}
+	if !*noInstall {
+		if err := t.installNode(ctx, v); err != nil {
+			return err
+		}
+	}
+	if !*noInstall && how.engine == "" {
+		if err := t.installGantry(ctx, v); err != nil {
+			return err
+		}
+	}
+	if !booted {
+		if err := t.clear(ctx, v); err != nil {
+			return err
+		}
+	}
+	return t.runSuites(ctx, v, chosen, how)
+}
+
+// clear takes away pods that run in the VM, with the kubelet that would start them
+// again: "make demo" leaves its own. The tests count what is on the machine.
+func (t *trial) clear(ctx context.Context, v vm) error {
+	return t.say.step("clear VM "+v.name+" of pods", func() error {
+		return v.show(ctx, `set -e
+systemctl stop 'trial-kubelet@*'
+rm -f /etc/kubernetes/manifests/*.yaml
+if command -v gantry >/dev/null; then for id in $(gantry list --quiet); do gantry rm --force "$id"; done; fi`)
+	})
+}
+
+// runSuites goes on with the next suite when one fails, so that one run tells
+// all there is to know.
+func (t *trial) runSuites(ctx context.Context, v vm, chosen []string, how suiteRun) error {
+	var failed error
+	var total tally
+	for _, suite := range chosen {
+		result, err := t.runSuite(ctx, v, suite, how)
+		total.add(result)
+		if err == nil {
+			continue
+		}
+		var told *remoteError
+		if !errors.As(err, &told) {
+			fmt.Printf("%v\nFAIL\tgantry/test/%s [not run]\n", err, suite)
+			err = &remoteError{err}
+		}
+		failed = err
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if len(chosen) > 1 {
+		fmt.Printf("all suites: %s\n", total)
+	}
+	return failed
+}
+
+// pushSuite builds a suite's test program and puts it into the VM.
+func (t *trial) pushSuite(ctx context.Context, v vm, suite string) error {
+	repo, err := repository()
+	if err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp("", "trial-suite-")
+	if err != nil {
+		return fmt.Errorf("make a directory for the tests: %w", err)
+	}
+	defer os.RemoveAll(work)
+	program := filepath.Join(work, suite+".test")
+	err = t.say.step("build the tests of "+suite, func() error {
+		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "e2e,containers_image_openpgp", "-trimpath", "-ldflags", "-s -w", "-o", program, "./test/"+suite)
+		cmd.Dir = repo
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		return runQuiet(cmd)
+	})
+	if err != nil {
+		return err
+	}
+	return t.say.step("push the tests of "+suite, func() error {
+		if err := v.push(ctx, program, suiteDir+"/"+suite+".test"); err != nil {
+			return err
+		}
+		testdata := filepath.Join(repo, "test", suite, "testdata")
+		if !exists(testdata) {
+			return nil
+		}
+		return v.push(ctx, testdata, suiteDir+"/testdata")
+	})
+}
+
+// runSuite runs a suite in the VM and reports as "go test" does, with the count
+// of tests in front: one that could not run is not one that passed.
+func (t *trial) runSuite(ctx context.Context, v vm, suite string, how suiteRun) (tally, error) {
+	if suite == powerSuite {
+		return t.runPower(ctx, v, how)
+	}
+	if err := t.pushSuite(ctx, v, packageOf(suite)); err != nil {
+		return tally{}, err
+	}
+	start := time.Now()
+	options := " -test.run=" + quote(how.pattern) + " -test.skip=" + quote(halves)
+	if how.pattern == "" {
+		list, err := t.leftOut(suite)
+		if err != nil {
+			return tally{}, err
+		}
+		options = wholeSuite(list, suite)
+	}
+	result, err := t.runProgram(ctx, v, packageOf(suite), "", options, how)
+	var told *remoteError
+	if err != nil && !errors.As(err, &told) {
+		return result, err
+	}
+	return result, t.sum(suite, result, start, err)
+}
+
+// wholeSuite are the options that choose all of a suite but what is left out.
+func wholeSuite(list []unproved, suite string) string {
+	skip := append(unprovedNames(list, suite), halves)
+	if only := longTest(suite); only != "" {
+		return " -test.run=" + quote(only) + " -test.skip=" + quote(strings.Join(skip, "|"))
+	}
+	skip = append(skip, longTest(exitsSuite), longTest(killsSuite))
+	return " -test.skip=" + quote(strings.Join(skip, "|"))
+}
+
+// streamTests runs a test program in the VM, shows its output and counts.
+func (v vm) streamTests(ctx context.Context, command string, verbose bool) (tally, error) {
+	r, w := io.Pipe()
+	done := make(chan tally, 1)
+	go func() { done <- follow(r, os.Stdout, verbose) }()
+	err := v.stream(ctx, command, nil, w, os.Stderr)
+	w.Close()
+	return <-done, err
+}
+
+// sum prints how a suite ended; failed is what its tests ended with.
+func (t *trial) sum(suite string, result tally, start time.Time, failed error) error {
+	took := time.Since(start).Seconds()
+	if result.skipped > 0 {
+		fmt.Printf("NOT RUN: %d of %d tests were skipped, for the reasons above\n", result.skipped, result.total())
+	}
+	fmt.Println(result)
+	if failed != nil {
+		fmt.Printf("FAIL\tgantry/test/%s\t%.3fs\n", suite, took)
+		return failed
+	}
+	fmt.Printf("ok  \tgantry/test/%s\t%.3fs\n", suite, took)
+	return nil
+}
+
+// leftOut lists the tests that are not run because they were never seen to pass,
+// and says which of the suite are among them.
+func (t *trial) leftOut(suite string) ([]unproved, error) {
+	repo, err := repository()
+	if err != nil {
+		return nil, err
+	}
+	list, err := readUnproved(repo)
+	if err != nil {
+		return nil, err
+	}
+	for _, u := range list {
+		if u.suite == suite {
+			fmt.Printf("NOT RUN: %s of %s is not proved yet: %s\n", u.test, suite, u.why)
+		}
+	}
+	return list, nil
+}
+
+// tally counts top-level tests.
+type tally struct{ passed, failed, skipped int }
+
+func (n tally) String() string {
+	return fmt.Sprintf("%d passed, %d failed, %d skipped", n.passed, n.failed, n.skipped)
+}
+
+func (n *tally) add(m tally) {
+	n.passed += m.passed
+	n.failed += m.failed
+	n.skipped += m.skipped
+}
+
+func (n tally) total() int { return n.passed + n.failed + n.skipped }
+
+// follow copies the output of a test program run with -test.v. Unless verbose,
+// what a passing test prints is left out; failures and skips are shown whole.
+func follow(in io.Reader, out io.Writer, verbose bool) tally {
+	var n tally
+	var held []string
+	over := false // the test that ran last has passed; its parts follow
+	lines := bufio.NewReader(in)
+	for {
+		line, err := lines.ReadString('\n')
+		if line != "" {
+			kind := verdict(line)
+			n.count(kind)
+			if kind != "" {
+				over = kind == "PASS"
+			}
+			switch {
+			case kind == "" && over && !verbose:
+			case verbose || kind == "end":
+				io.WriteString(out, strings.Join(held, "")+line)
+				held = nil
+			case kind == "start":
+				io.WriteString(out, strings.Join(held, ""))
+				held = []string{line}
+			case kind == "PASS":
+				io.WriteString(out, line)
+				held = nil
+			case kind == "FAIL", kind == "SKIP":
+				io.WriteString(out, strings.Join(held, "")+line)
+				held = nil
+			default:
+				held = append(held, line)
+			}
+		}
+		if err != nil {
+			io.WriteString(out, strings.Join(held, ""))
+			return n
+		}
+	}
+}
+
+// verdict says what a line of test output means for a top-level test.
+func verdict(line string) string {
+	if rest, ok := strings.CutPrefix(line, "=== RUN   "); ok && !strings.Contains(rest, "/") {
+		return "start"
+	}
+	for _, kind := range []string{"PASS", "FAIL", "SKIP"} {
+		if strings.HasPrefix(line, "--- "+kind+": ") {
+			return kind
+		}
+	}
+	if line == "PASS\n" || line == "FAIL\n" || strings.HasPrefix(line, "panic: ") {
+		return "end"
+	}
+	return ""
+}
+
+func (n *tally) count(kind string) {
+	switch kind {
+	case "PASS":
+		n.passed++
+	case "FAIL":
+		n.failed++
+	case "SKIP":
+		n.skipped++
+	}
+}
