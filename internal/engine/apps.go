@@ -315,8 +315,36 @@ func (st *starting) stopUnit(ctx context.Context) error {
 // stops knows which apps are being stopped by this program, so that a second stop
 // does not send the signal again.
 type stops struct {
-	mu   sync.Mutex
-	sent map[pod.ID]int
+	mu     sync.Mutex
+	sent   map[pod.ID]int
+	killed map[pod.ID]int
+}
+
+// kill marks an app as being killed until the returned function is called.
+func (s *stops) kill(id pod.ID) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.killed == nil {
+		s.killed = map[pod.ID]int{}
+	}
+	s.killed[id]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.killed[id]--; s.killed[id] <= 0 {
+			delete(s.killed, id)
+		}
+	}
+}
+
+// unlessKilled does what must not come between the kill of an app and its end.
+func (s *stops) unlessKilled(id pod.ID, do func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.killed[id] > 0 {
+		return nil
+	}
+	return do()
 }
 
 func (s *stops) begin(id pod.ID) (first bool) {
@@ -379,6 +407,8 @@ func (e *Engine) StopApp(ctx context.Context, id pod.ID, grace time.Duration) er
 const killTime = 10 * time.Second
 
 func (e *Engine) killApp(ctx context.Context, s pod.AppStatus) error {
+	// The limit that killCgroup lifts must not come back before the end is recorded.
+	defer e.stops.kill(s.ID)()
 	if err := e.killCgroup(s); err != nil {
 		return fmt.Errorf("kill app %s: %w", s.ID, err)
 	}

@@ -74,7 +74,7 @@ func (e *Engine) rewritePod(ctx context.Context, p *pod.Pod) error {
 	for _, id := range apps {
 		rec, err := e.store.ReadApp(p.ID, id)
 		if err == nil && rec.Run != nil && rec.Exit == nil {
-			err = e.rewriteApp(p, rec)
+			err = e.stops.unlessKilled(id, func() error { return e.rewriteApp(p, rec) })
 		}
 		errs = append(errs, ignore(err, pod.ErrNotFound))
 	}

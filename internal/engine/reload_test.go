@@ -114,3 +114,32 @@ func TestKilledAppIsNotHeldBack(t *testing.T) {
 		}
 	}
 }
+
+// TestLimitsOfAKilledApp: a daemon-reload that ends between a kill and the record of
+// the end does not bring back the limit that was lifted for it.
+func TestLimitsOfAKilledApp(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true, nil)
+	app := b.runningWith("app", pod.Resources{CPUQuota: 1000})
+	limit := filepath.Join(b.group(app), "cpu.max")
+	b.systemdWrites(limit)
+	p, err := b.Engine.store.ReadPod(app.Pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	says := func(want string) {
+		t.Helper()
+		if err := b.rewritePod(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		if data, err := os.ReadFile(limit); err != nil || string(data) != want {
+			t.Errorf("the limit is %q (%v), want %q", data, err, want)
+		}
+	}
+	done, again := b.stops.kill(app.ID), b.stops.kill(app.ID)
+	says(rounded)
+	done()
+	says(rounded) // another kill is under way
+	again()
+	says("1000 100000")
+}
