@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -180,8 +181,7 @@ func (n *Network) recall(ctx context.Context, a Attachment, saved *Result) (*lib
 //
 // What we see ourselves (the namespace, the interface, its addresses) is a
 // pod.ErrState: the pod has no network. What only a plugin complains about is not,
-// and no reason to take a pod down: portmap 1.1.1 finds fault with every dual
-// stack pod that has a host port.
+// and no reason to take a pod down.
 func (n *Network) Check(ctx context.Context, a Attachment, saved *Result) error {
 	start := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, n.cfg.Timeout, n.timeUp())
@@ -218,11 +218,29 @@ func (n *Network) check(ctx context.Context, a Attachment, saved *Result) error 
 	}
 	c := &call{n: n, op: "check", pod: a.Pod, lock: a.Lock}
 	for _, p := range list.Plugins {
+		if blind(p, rec, res) {
+			continue
+		}
 		if _, err := c.plugin(ctx, "CHECK", list, p, rec, prev, a.NetNS); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// blind tells a plugin whose CHECK says nothing about this pod. portmap 1.1.1 looks
+// for the IPv4 rules in the IPv6 tables and so finds fault with every dual-stack pod
+// that has a host port; with one that has none there is nothing to look at.
+func blind(p *libcni.PluginConfig, rec record, res Result) bool {
+	if p.Network.Type != "portmap" {
+		return false
+	}
+	four, six := false, false
+	for _, ip := range res.IPs {
+		isSix := strings.Contains(ip, ":")
+		four, six = four || !isSix, six || isSix
+	}
+	return idle(p, rec) || four && six
 }
 
 func (n *Network) liveNetNS(path string) string {

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
@@ -53,6 +55,31 @@ func TestIdlePortmap(t *testing.T) {
 		}
 		if got := strings.Join(calls, ", "); got != c.want {
 			t.Errorf("ports %v, journal %v: calls %s, want %s", c.a.Ports, c.keep, got, c.want)
+		}
+	}
+}
+
+// TestBlindPortmap: its CHECK would find fault with each dual-stack pod.
+func TestBlindPortmap(t *testing.T) {
+	portmap := &libcni.PluginConfig{Network: &types.PluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}}}
+	bridge := &libcni.PluginConfig{Network: &types.PluginConf{Type: "bridge"}}
+	asked := record{Capabilities: map[string]any{"portMappings": []any{}}}
+	one, both := Result{IPs: []string{"10.1.0.2"}}, Result{IPs: []string{"10.1.0.2", "fd00::2"}}
+	for _, c := range []struct {
+		name string
+		p    *libcni.PluginConfig
+		rec  record
+		res  Result
+		want bool
+	}{
+		{"one family", portmap, asked, one, false},
+		{"only IPv6", portmap, asked, Result{IPs: []string{"fd00::2"}}, false},
+		{"dual stack", portmap, asked, both, true},
+		{"no host port", portmap, record{}, one, true},
+		{"another plugin", bridge, asked, both, false},
+	} {
+		if got := blind(c.p, c.rec, c.res); got != c.want {
+			t.Errorf("%s: blind is %v, want %v", c.name, got, c.want)
 		}
 	}
 }
