@@ -20,10 +20,11 @@ import (
 	"gantry/internal/node"
 	"gantry/internal/pod"
 	"gantry/internal/unit"
+	"gantry/test/machine"
 )
 
 // exits is how many ends of apps each of the two tests looks at.
-const exits = 1000
+func exits() int { return machine.Amount(1000, 100) }
 
 // TestExitsWhilePID1IsBusy starts apps that end at once while PID 1 reloads, executes
 // itself again, loses its bus, and has a unit started and stopped all the time. Every
@@ -69,12 +70,12 @@ func whilePID1IsBusy(t *testing.T, one func(ctx context.Context, n *node.Node, p
 	began := time.Now()
 	var wrong atomic.Int32
 	var wg sync.WaitGroup
-	for i := range exits {
+	for i := range exits() {
 		p := <-pods
 		if wrong.Load() > 20 {
 			break
 		}
-		if i%200 == 199 {
+		if i%50 == 49 {
 			t.Logf("%d after %s", i+1, time.Since(began).Round(time.Second))
 		}
 		wg.Go(func() {
@@ -86,7 +87,7 @@ func whilePID1IsBusy(t *testing.T, one func(ctx context.Context, n *node.Node, p
 		})
 	}
 	wg.Wait()
-	t.Logf("%d ends, %d wrong, %s", exits, wrong.Load(), time.Since(began).Round(time.Second))
+	t.Logf("%d ends, %d wrong, %s", exits(), wrong.Load(), time.Since(began).Round(time.Second))
 }
 
 // holdImage keeps an app running, so that its image is not unmounted and mounted

@@ -28,6 +28,14 @@ func guard(t *testing.T) { t.Helper(); machine.Guard(t) }
 
 func notRun(t *testing.T, format string, args ...any) { t.Helper(); machine.NotRun(t, format, args...) }
 
+// onlyLong is for tests that measure, which is no reason to hold up everybody.
+func onlyLong(t *testing.T) {
+	t.Helper()
+	if !machine.Long() {
+		notRun(t, "it measures, and takes minutes; trial test --long runs it")
+	}
+}
+
 func patience(d time.Duration) time.Duration { return machine.Patience(d) }
 
 func sh(t *testing.T, command string) string { t.Helper(); return machine.Sh(t, command) }

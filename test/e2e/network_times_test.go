@@ -18,6 +18,7 @@ import (
 // TestNetworkTimes tells how long ADD and DEL take and where the time goes.
 func TestNetworkTimes(t *testing.T) {
 	guard(t)
+	onlyLong(t)
 	w := newWire(t, dualStack, "")
 	const rounds = 10
 	for _, ports := range []bool{false, true} {

@@ -22,6 +22,7 @@ import (
 	"gantry/internal/journal"
 	"gantry/internal/pod"
 	"gantry/internal/stdio"
+	"gantry/test/machine"
 )
 
 // The tests of gantry-stdio under the real systemd. A pretended app is this
@@ -269,12 +270,12 @@ func b2i(b bool) int {
 	return 0
 }
 
-// TestStdioKilledAtRandom is the promise itself: 300 writers, 200,000 lines, 50
-// kills, and PID 1 and the bus disturbed in between.
+// TestStdioKilledAtRandom is the promise itself: in the long run 300 writers, 200,000
+// lines, 50 kills, and PID 1 and the bus disturbed in between.
 func TestStdioKilledAtRandom(t *testing.T) {
 	guard(t)
 	stdioGuard(t)
-	const writers, each, kills = 300, 667, 50
+	writers, each, kills := machine.Amount(300, 60), 667, machine.Amount(50, 15)
 	dir := t.TempDir()
 	all := make([]*printer, writers)
 	for i := range all {
@@ -314,11 +315,12 @@ func TestStdioKilledAtRandom(t *testing.T) {
 	t.Logf("all was drained after %v", time.Since(began).Round(time.Millisecond))
 }
 
-// TestStdioThousandsOfDescriptors restarts the service when it holds 6,000 of them.
+// TestStdioThousandsOfDescriptors restarts the service when it holds 6,000 of them in
+// the long run, 1,200 in the short one.
 func TestStdioThousandsOfDescriptors(t *testing.T) {
 	guard(t)
 	stdioGuard(t)
-	const apps = 1500
+	apps := machine.Amount(1500, 300)
 	dir := t.TempDir()
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 16384, Max: 524288}); err != nil {
 		t.Fatal(err)
@@ -333,11 +335,8 @@ func TestStdioThousandsOfDescriptors(t *testing.T) {
 	for i := range all {
 		all[i] = newPrinter(t, dir, nil)
 		all[i].start(t)
-		if i == 999 {
-			t.Logf("1000 apps were started in %v; RSS %d KB, before %d KB", time.Since(began).Round(time.Millisecond), stdioRSS(t), idle)
-		}
 	}
-	t.Logf("%d apps were started in %v", apps, time.Since(began).Round(time.Millisecond))
+	t.Logf("%d apps were started in %v; RSS %d KB, before %d KB", apps, time.Since(began).Round(time.Millisecond), stdioRSS(t), idle)
 	if n := stdioStore(t); n != fmt.Sprint(4*apps) {
 		t.Errorf("%s descriptors are in the store, want %d", n, 4*apps)
 	}
@@ -506,6 +505,7 @@ func TestStdioDiskFull(t *testing.T) {
 // TestStdioThroughput measures 300,000 lines, with copies to the journal and without.
 func TestStdioThroughput(t *testing.T) {
 	guard(t)
+	onlyLong(t)
 	stdioGuard(t)
 	const lines = 300000
 	var text []byte

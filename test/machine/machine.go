@@ -73,6 +73,20 @@ func firstLine(name string, args ...string) string {
 	return line
 }
 
+// longEnv asks the tests for all of what takes many minutes: "trial test --long".
+const longEnv = "GANTRY_E2E_LONG"
+
+// Long tells whether the tests may take as long as it needs.
+func Long() bool { return os.Getenv(longEnv) != "" }
+
+// Amount is how many of a thing a test does: all where it may take long, else some.
+func Amount(all, some int) int {
+	if Long() {
+		return all
+	}
+	return some
+}
+
 // NotRun skips a test and says why, so that it stands out.
 func NotRun(t *testing.T, format string, args ...any) {
 	t.Helper()

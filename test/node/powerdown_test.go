@@ -17,6 +17,8 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"gantry/test/machine"
 )
 
 // obeys is a script that ends with a code of its own when it is told to, and says
@@ -264,8 +266,10 @@ func TestPowerOffCost(t *testing.T) {
 		t.Fatalf("the host did not say what CPU time the way down took: %v", err)
 	}
 	t.Logf("powering off with %d pods took %s s, and %.1f s of CPU time of the whole machine", offPods, os.Getenv("GANTRY_E2E_DOWN_WALL"), cpu)
-	if cpu > 30 {
-		t.Errorf("powering off took %.1f s of CPU time, want less than 30", cpu)
+	// A busy host makes the seconds of an emulated processor longer, twice and more:
+	// only who takes the time for a quiet one is held to the goal.
+	if limit := machine.Amount(30, 90); cpu > float64(limit) {
+		t.Errorf("powering off took %.1f s of CPU time, want less than %d; the goal is 30", cpu, limit)
 	}
 }
 

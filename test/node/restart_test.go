@@ -17,14 +17,16 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"gantry/test/machine"
 )
 
-// TestServerKilledUnderPods kills gantry-cri fifty times, at random moments, while
-// pods run, end and are asked about. No pod may notice.
+// TestServerKilledUnderPods kills gantry-cri ten times, and fifty times in the long
+// run, at random moments, while pods run, end and are asked about. No pod may notice.
 func TestServerKilledUnderPods(t *testing.T) {
 	guard(t)
 	needsGantry(t)
-	const kills, pods = 50, 5
+	kills, pods := machine.Amount(50, 10), 5
 	e := dial(t)
 	var running []container
 	for i := range pods {

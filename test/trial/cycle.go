@@ -218,6 +218,11 @@ func parseCPU(stat string) (time.Duration, error) {
 // runProgram runs a suite's test program in the VM with the given environment and
 // options.
 func (t *trial) runProgram(ctx context.Context, v vm, suite, env, options string, how suiteRun) (tally, error) {
+	if how.long {
+		env += " GANTRY_E2E_LONG=1"
+	} else if how.pattern == "" {
+		fmt.Println("NOT RUN: the long tests do a part of their work; --long has them do all")
+	}
 	command := fmt.Sprintf("cd %s && GANTRY_E2E_CRI=%s %s exec ./%s.test -test.v -test.timeout=%s%s", suiteDir, quote(how.engine), env, suite, how.limit, options)
 	result, err := v.streamTests(ctx, command, how.verbose)
 	var exit *exec.ExitError

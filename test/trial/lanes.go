@@ -27,12 +27,20 @@ func lanesOf(serial bool) (lanes [][]string, free []string) {
 func runAll(ctx context.Context, t *trial, args []string) error {
 	flags := t.flags("test-all")
 	limit := flags.Duration("timeout", 0, "end each suite after this long")
+	long := flags.Bool("long", false, "do all of what takes many minutes")
 	// The processors of an emulated machine wait for each other: with more of them
 	// than the host has, everything takes many times as long.
 	both := 2 * processors()
 	serial := flags.Bool("serial", runtime.NumCPU() < both, fmt.Sprintf("one VM, one suite after the other; the default where there are less than %d processors for two", both))
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	var pass []string
+	if *limit > 0 {
+		pass = append(pass, "--timeout", limit.String())
+	}
+	if *long {
+		pass = append(pass, "--long")
 	}
 	lanes, free := lanesOf(*serial)
 	left := make(chan string, len(free))
@@ -49,7 +57,7 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 		name := laneName(t.name, i)
 		wg.Go(func() {
 			run := func(suite string) {
-				result, err := t.child(ctx, name, suite, limit.String(), out)
+				result, err := t.child(ctx, name, suite, pass, out)
 				mu.Lock()
 				defer mu.Unlock()
 				total.add(result)
@@ -68,17 +76,14 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	return failed
 }
 
-// child runs a suite as "trial test" does.
-func (t *trial) child(ctx context.Context, name, suite, limit string, out *lineWriter) (tally, error) {
+// child runs a suite as "trial test" does, with more options to it.
+func (t *trial) child(ctx context.Context, name, suite string, options []string, out *lineWriter) (tally, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return tally{}, err
 	}
 	args := []string{"--name", name, "test", "--suite", suite}
-	if limit != "0s" {
-		args = append(args, "--timeout", limit)
-	}
-	cmd := exec.CommandContext(ctx, exe, args...)
+	cmd := exec.CommandContext(ctx, exe, append(args, options...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w

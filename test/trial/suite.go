@@ -49,6 +49,7 @@ type suiteRun struct {
 	pattern string
 	engine  string
 	verbose bool
+	long    bool // all of what takes many minutes
 	limit   time.Duration
 }
 
@@ -57,6 +58,7 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 	flags := t.flags("test")
 	flags.StringVar(&how.pattern, "run", "", "only the tests whose names match this regular expression")
 	flags.BoolVar(&how.verbose, "v", false, "show what passing tests print")
+	flags.BoolVar(&how.long, "long", false, "do all of what takes many minutes: thousands of ends, of lines, of descriptors")
 	flags.DurationVar(&how.limit, "timeout", time.Hour, "end the tests after this long")
 	flags.StringVar(&how.engine, "cri", "", "try the tests themselves on another engine, at this endpoint; implies --suite node")
 	only := flags.String("suite", "", "only this suite: "+strings.Join(suites(), " or "))
