@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -228,19 +229,25 @@ func (n *Network) check(ctx context.Context, a Attachment, saved *Result) error 
 	return nil
 }
 
-// blind tells a plugin whose CHECK says nothing about this pod. portmap 1.1.1 looks
-// for the IPv4 rules in the IPv6 tables and so finds fault with every dual-stack pod
-// that has a host port; with one that has none there is nothing to look at.
+// blind tells a plugin whose CHECK says nothing about this pod. Of version 1.1.1,
+// portmap looks for the IPv4 rules in the IPv6 tables and so finds fault with every
+// dual-stack pod that has a host port, and bandwidth panics where no limit was asked
+// for. For a pod without host ports portmap has nothing to look at.
 func blind(p *libcni.PluginConfig, rec record, res Result) bool {
-	if p.Network.Type != "portmap" {
-		return false
+	switch p.Network.Type {
+	case "portmap":
+		return idle(p, rec) || dualStack(res)
+	case "bandwidth":
+		_, asked := rec.Capabilities["bandwidth"]
+		return !asked
 	}
-	four, six := false, false
-	for _, ip := range res.IPs {
-		isSix := strings.Contains(ip, ":")
-		four, six = four || !isSix, six || isSix
-	}
-	return idle(p, rec) || four && six
+	return false
+}
+
+func dualStack(res Result) bool {
+	isSix := func(ip string) bool { return strings.Contains(ip, ":") }
+	isFour := func(ip string) bool { return !isSix(ip) }
+	return slices.ContainsFunc(res.IPs, isSix) && slices.ContainsFunc(res.IPs, isFour)
 }
 
 func (n *Network) liveNetNS(path string) string {

@@ -59,10 +59,11 @@ func TestIdlePortmap(t *testing.T) {
 	}
 }
 
-// TestBlindPortmap: its CHECK would find fault with each dual-stack pod.
-func TestBlindPortmap(t *testing.T) {
+// TestBlindPlugins: the CHECK of some would find fault with what is right.
+func TestBlindPlugins(t *testing.T) {
 	portmap := &libcni.PluginConfig{Network: &types.PluginConf{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}}}
 	bridge := &libcni.PluginConfig{Network: &types.PluginConf{Type: "bridge"}}
+	bandwidth := &libcni.PluginConfig{Network: &types.PluginConf{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}}}
 	asked := record{Capabilities: map[string]any{"portMappings": []any{}}}
 	one, both := Result{IPs: []string{"10.1.0.2"}}, Result{IPs: []string{"10.1.0.2", "fd00::2"}}
 	for _, c := range []struct {
@@ -76,6 +77,8 @@ func TestBlindPortmap(t *testing.T) {
 		{"only IPv6", portmap, asked, Result{IPs: []string{"fd00::2"}}, false},
 		{"dual stack", portmap, asked, both, true},
 		{"no host port", portmap, record{}, one, true},
+		{"no bandwidth limit", bandwidth, asked, both, true},
+		{"a bandwidth limit", bandwidth, record{Capabilities: map[string]any{"bandwidth": map[string]any{}}}, both, false},
 		{"another plugin", bridge, asked, both, false},
 	} {
 		if got := blind(c.p, c.rec, c.res); got != c.want {
