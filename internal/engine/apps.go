@@ -406,15 +406,25 @@ func (e *Engine) StopApp(ctx context.Context, id pod.ID, grace time.Duration) er
 // hands (a dead NFS server, say) does not die in any time.
 const killTime = 10 * time.Second
 
+// liftAgain is how often a killed app's CPU limit is lifted: PID 1 writes it again
+// when it starts the recorder of the end and there was a daemon-reload before.
+const liftAgain = 500 * time.Millisecond
+
 func (e *Engine) killApp(ctx context.Context, s pod.AppStatus) error {
 	// The limit that killCgroup lifts must not come back before the end is recorded.
 	defer e.stops.kill(s.ID)()
 	if err := e.killCgroup(s); err != nil {
 		return fmt.Errorf("kill app %s: %w", s.ID, err)
 	}
-	done, err := e.waitFor(ctx, s.ID, killTime)
-	if err != nil || done {
-		return err
+	return e.awaitDeath(ctx, s)
+}
+
+// awaitDeath waits for the end of an app that was killed.
+func (e *Engine) awaitDeath(ctx context.Context, s pod.AppStatus) error {
+	for began := time.Now(); time.Since(began) < killTime; e.liftCPU(s) {
+		if done, err := e.waitFor(ctx, s.ID, liftAgain); err != nil || done {
+			return err
+		}
 	}
 	return fmt.Errorf("kill app %s: its processes do not die (see systemctl status %s): %w",
 		s.ID, unit.App(string(s.ID)), pod.ErrUnavailable)
@@ -425,14 +435,21 @@ func (e *Engine) killCgroup(s pod.AppStatus) error {
 	if err != nil {
 		return ignore(err, pod.ErrNotFound)
 	}
-	// What dies, and what records how, would share a limit of a hundredth of a CPU
-	// with the start of systemd's executor: seconds. Without this it is only slow.
-	_ = writeExisting(filepath.Join(dir, "cpu.max"), "max")
+	e.liftCPU(s)
 	err = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
 	if errors.Is(err, unix.ENODEV) {
 		return nil // it went while we opened it
 	}
 	return ignore(err, fs.ErrNotExist)
+}
+
+// liftCPU takes the limit of an app that dies away. What dies, and what records how,
+// would share a hundredth of a CPU with the start of systemd's executor: seconds.
+// Without this it is only slow.
+func (e *Engine) liftCPU(s pod.AppStatus) {
+	if dir, err := e.appCgroup(s.App); err == nil {
+		_ = writeExisting(filepath.Join(dir, "cpu.max"), "max")
+	}
 }
 
 // appCgroup is the directory of an app's cgroup.

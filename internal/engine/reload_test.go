@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -142,4 +144,28 @@ func TestLimitsOfAKilledApp(t *testing.T) {
 	says(rounded) // another kill is under way
 	again()
 	says("1000 100000")
+}
+
+// TestKilledAppIsNotHeldBackLater: PID 1 may write the limit after the kill.
+func TestKilledAppIsNotHeldBackLater(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true, nil)
+	app := b.runningWith("app", pod.Resources{CPUQuota: 1000})
+	limit := filepath.Join(b.group(app), "cpu.max")
+	ctx, cancel := context.WithCancel(t.Context())
+	killed := make(chan error, 1)
+	go func() { killed <- b.awaitDeath(ctx, app) }()
+	for _, again := range []string{"2000 100000", "3000 100000"} {
+		if err := disk.WriteFile(limit, []byte(again), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the limit is lifted", func() bool {
+			data, err := os.ReadFile(limit)
+			return err == nil && strings.HasPrefix(string(data), "max")
+		})
+	}
+	cancel()
+	if err := <-killed; !errors.Is(err, context.Canceled) {
+		t.Errorf("the kill ended with %v", err)
+	}
 }
