@@ -69,14 +69,14 @@ test-race: ## the same under the race detector; needs a C compiler
 # Two suites run side by side, in a VM each; an emulated processor needs one of the host's.
 test-vm: export GANTRY_VM_CPUS ?= $(shell [ "$$(nproc)" -ge 4 ] && echo 2 || echo 1)
 .PHONY: test-vm
-test-vm: ## the end-to-end tests in the VM; RUN=regexp chooses some, LONG=1 does all of the long ones
+test-vm: ## the end-to-end tests in the VM; RUN=regexp chooses some, LONG=1 does all of the long ones, AGAIN=1 also those that passed before with the same sources
 ifeq ($(TEST_VM),0)
 	@echo "NOT RUN: the end-to-end tests, because TEST_VM=0"
 else
 	$(TRIAL) deps
 	$(TRIAL) up
 	$(TRIAL) kubelet
-	$(TRIAL) $(if $(RUN),test --run '$(RUN)',test-all)$(if $(LONG), --long)
+	$(TRIAL) $(if $(RUN),test --run '$(RUN)',test-all$(if $(AGAIN), --again))$(if $(LONG), --long)
 endif
 
 .PHONY: check

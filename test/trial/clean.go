@@ -31,7 +31,7 @@ func runClean(ctx context.Context, t *trial, args []string) error {
 		}
 		stale = append(stale, v.path("disk.qcow2"))
 	}
-	for _, pattern := range []string{"image-*", "building-*", "peer/building-*", "peer/*-*"} {
+	for _, pattern := range []string{"image-*", "building-*", "peer/building-*", "peer/*-*", "passed/*"} {
 		found, err := filepath.Glob(t.cache.path(pattern))
 		if err != nil {
 			return fmt.Errorf("list the cache: %w", err)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"runtime"
 	"sync"
+	"time"
 )
 
 // lanesOf are the suites of each VM when all are run: much of a test is waiting. The
@@ -28,6 +29,7 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	flags := t.flags("test-all")
 	limit := flags.Duration("timeout", 0, "end each suite after this long")
 	long := flags.Bool("long", false, "do all of what takes many minutes")
+	again := flags.Bool("again", false, "run also what passed before with the same sources on the same machine")
 	// The processors of an emulated machine wait for each other: with more of them
 	// than the host has, everything takes many times as long.
 	both := 2 * processors()
@@ -57,7 +59,7 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 		name := laneName(t.name, i)
 		wg.Go(func() {
 			run := func(suite string) {
-				result, err := t.child(ctx, name, suite, pass, out)
+				result, err := t.suiteOnce(ctx, name, suite, pass, *again, out)
 				mu.Lock()
 				defer mu.Unlock()
 				total.add(result)
@@ -74,6 +76,31 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	wg.Wait()
 	fmt.Printf("total: %s\n", total)
 	return failed
+}
+
+// suiteOnce runs a suite unless it passed before with all that it sees the same.
+func (t *trial) suiteOnce(ctx context.Context, name, suite string, options []string, again bool, out *lineWriter) (tally, error) {
+	key, err := t.passedKey(ctx, suite, options)
+	if err != nil {
+		out.line(suite, fmt.Sprintf("the result will not be remembered: %v", err))
+		return t.child(ctx, name, suite, options, out)
+	}
+	if p, ok := t.recall(key, time.Now()); ok && !again {
+		out.line(suite, p.String())
+		return p.tally(), nil
+	}
+	repo, _ := repository()
+	start, commit := time.Now(), commitOf(ctx, repo)
+	result, err := t.child(ctx, name, suite, options, out)
+	if err != nil || result.failed > 0 {
+		return result, err
+	}
+	// Who edits files while their tests run gets the result, and no record of it.
+	if now, err := t.passedKey(ctx, suite, options); err != nil || now != key {
+		out.line(suite, "the result will not be remembered: the sources have changed meanwhile")
+		return result, nil
+	}
+	return result, t.remember(key, passed{suite, commit, start, time.Since(start).Seconds(), result.passed, result.skipped})
 }
 
 // child runs a suite as "trial test" does, with more options to it.
@@ -105,6 +132,12 @@ func (t *trial) child(ctx context.Context, name, suite string, options []string,
 type lineWriter struct {
 	mu  sync.Mutex
 	out io.Writer
+}
+
+func (l *lineWriter) line(suite, text string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fmt.Fprintf(l.out, "%s: %s\n", suite, text)
 }
 
 // copy counts the tests on the way.

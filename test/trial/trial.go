@@ -39,7 +39,7 @@ func commands() []command {
 		{"pull", "SRC DST", "copy a file or a directory out of the VM", runPull},
 		{"install", "[--node-only]", "build Gantry and put it in the VM, with a registry and a CNI network", runInstall},
 		{"test", "[-run REGEX] [-suite S] [-v] [-keep]", "install, then run the suites in the VM", runTest},
-		{"test-all", "[--serial]", "run all suites, some of them at the same time, in a second VM", runAll},
+		{"test-all", "[--serial] [--again]", "run all suites, some of them at the same time, in a second VM", runAll},
 		{"bench", "[--record] [-keep] [-- ...]", "measure Gantry and containerd in the VM (-- -h: its options)", runBench},
 		{"kubelet", "[--build-only]", "build the stock kubelet and put it in the VM", runKubelet},
 		{"agnhost", "[--build-only]", "the same for the test program of Kubernetes' own images", runAgnhost},
@@ -47,7 +47,7 @@ func commands() []command {
 		{"reboot", "[--hard]", "reboot the VM and wait until it is back (--hard: as if the power went)", runReboot},
 		{"stop", "", "power the VM off; its disk is thrown away at the next up", runStop},
 		{"status", "", "list the VMs: running or not, ports, acceleration", runStatus},
-		{"clean", "", "remove disks of VMs that are off, and images and peers not used for a day", runClean},
+		{"clean", "", "remove disks of VMs that are off, and images, peers and results not used for a day", runClean},
 		{"logs", "[-f]", "print the serial console", runLogs},
 	}
 }
