@@ -15,13 +15,20 @@ import (
 
 // lanesOf are the suites of each VM when all are run: much of a test is waiting. The
 // first VM is the one that was asked for, with the peers that were put into it. What
-// is in none is taken by the first that has nothing left to do.
-func lanesOf(serial bool) (lanes [][]string, free []string) {
-	if serial {
-		return [][]string{suites()}, nil
+// is in none is taken by the first that has nothing left to do. What is judged by its
+// processor time comes last in a long run, alone: another emulated machine doubles it.
+func lanesOf(serial, long bool) (lanes [][]string, free, last []string) {
+	switch {
+	case serial:
+		return [][]string{suites()}, nil, nil
+	case long:
+		return [][]string{{"node"}, {"e2e"}}, []string{exitsSuite, killsSuite}, []string{powerSuite}
 	}
-	return [][]string{{"node", powerSuite}, {"e2e"}}, []string{exitsSuite, killsSuite}
+	return [][]string{{"node", powerSuite}, {"e2e"}}, []string{exitsSuite, killsSuite}, nil
 }
+
+// longLimit ends a suite that does all of what takes many minutes.
+const longLimit = 3 * time.Hour
 
 // runAll runs all suites in lanes. Each is a trial of its own, so that one that
 // breaks down leaves the others alone.
@@ -44,7 +51,7 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	if *long {
 		pass = append(pass, "--long")
 	}
-	lanes, free := lanesOf(*serial)
+	lanes, free, last := lanesOf(*serial, *long)
 	left := make(chan string, len(free))
 	for _, suite := range free {
 		left <- suite
@@ -55,25 +62,28 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	var mu sync.Mutex
 	var total tally
 	var failed error
+	run := func(name, suite string) {
+		result, err := t.suiteOnce(ctx, name, suite, pass, *again, out)
+		mu.Lock()
+		defer mu.Unlock()
+		total.add(result)
+		failed = errors.Join(failed, err)
+	}
 	for i, lane := range lanes {
 		name := laneName(t.name, i)
 		wg.Go(func() {
-			run := func(suite string) {
-				result, err := t.suiteOnce(ctx, name, suite, pass, *again, out)
-				mu.Lock()
-				defer mu.Unlock()
-				total.add(result)
-				failed = errors.Join(failed, err)
-			}
 			for _, suite := range lane {
-				run(suite)
+				run(name, suite)
 			}
 			for suite := range left {
-				run(suite)
+				run(name, suite)
 			}
 		})
 	}
 	wg.Wait()
+	for _, suite := range last {
+		run(t.name, suite)
+	}
 	fmt.Printf("total: %s\n", total)
 	return failed
 }

@@ -59,13 +59,19 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 	flags.StringVar(&how.pattern, "run", "", "only the tests whose names match this regular expression")
 	flags.BoolVar(&how.verbose, "v", false, "show what passing tests print")
 	flags.BoolVar(&how.long, "long", false, "do all of what takes many minutes: thousands of ends, of lines, of descriptors")
-	flags.DurationVar(&how.limit, "timeout", time.Hour, "end the tests after this long")
+	flags.DurationVar(&how.limit, "timeout", 0, fmt.Sprintf("end the tests after this long (default an hour, %s with --long)", longLimit))
 	flags.StringVar(&how.engine, "cri", "", "try the tests themselves on another engine, at this endpoint; implies --suite node")
 	only := flags.String("suite", "", "only this suite: "+strings.Join(suites(), " or "))
 	keep := flags.Bool("keep", false, "leave the VM up at the end if this command booted it")
 	noInstall := flags.Bool("no-install", false, "test what is installed in the VM already")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if how.limit == 0 {
+		how.limit = time.Hour
+		if how.long {
+			how.limit = longLimit
+		}
 	}
 	chosen := suites()
 	if how.engine != "" {
