@@ -69,7 +69,7 @@ test-race: ## the same under the race detector; needs a C compiler
 # Two suites run side by side, in a VM each; an emulated processor needs one of the host's.
 test-vm: export GANTRY_VM_CPUS ?= $(shell [ "$$(nproc)" -ge 4 ] && echo 2 || echo 1)
 .PHONY: test-vm
-test-vm: ## the end-to-end tests in the VM; RUN=regexp chooses some, LONG=1 does all of the long ones, AGAIN=1 also those that passed before with the same sources
+test-vm: ## the end-to-end tests in the VM (RUN=regexp, LONG=1: whole amounts, AGAIN=1: also what passed before)
 ifeq ($(TEST_VM),0)
 	@echo "NOT RUN: the end-to-end tests, because TEST_VM=0"
 else

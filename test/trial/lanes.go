@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -84,33 +83,9 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	for _, suite := range last {
 		run(t.name, suite)
 	}
+	out.again()
 	fmt.Printf("total: %s\n", total)
 	return failed
-}
-
-// suiteOnce runs a suite unless it passed before with all that it sees the same.
-func (t *trial) suiteOnce(ctx context.Context, name, suite string, options []string, again bool, out *lineWriter) (tally, error) {
-	key, err := t.passedKey(ctx, suite, options)
-	if err != nil {
-		out.line(suite, fmt.Sprintf("the result will not be remembered: %v", err))
-		return t.child(ctx, name, suite, options, out)
-	}
-	if p, ok := t.recall(key, time.Now()); ok && !again {
-		out.line(suite, p.String())
-		return p.tally(), nil
-	}
-	repo, _ := repository()
-	start, commit := time.Now(), commitOf(ctx, repo)
-	result, err := t.child(ctx, name, suite, options, out)
-	if err != nil || result.failed > 0 {
-		return result, err
-	}
-	// Who edits files while their tests run gets the result, and no record of it.
-	if now, err := t.passedKey(ctx, suite, options); err != nil || now != key {
-		out.line(suite, "the result will not be remembered: the sources have changed meanwhile")
-		return result, nil
-	}
-	return result, t.remember(key, passed{suite, commit, start, time.Since(start).Seconds(), result.passed, result.skipped})
 }
 
 // child runs a suite as "trial test" does, with more options to it.
@@ -136,36 +111,6 @@ func (t *trial) child(ctx context.Context, name, suite string, options []string,
 		return result, fmt.Errorf("tests of %s: none was run", suite)
 	}
 	return result, nil
-}
-
-// lineWriter mixes the output of suites line by line, each with the suite's name.
-type lineWriter struct {
-	mu  sync.Mutex
-	out io.Writer
-}
-
-func (l *lineWriter) line(suite, text string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	fmt.Fprintf(l.out, "%s: %s\n", suite, text)
-}
-
-// copy counts the tests on the way.
-func (l *lineWriter) copy(in io.Reader, suite string) tally {
-	var n tally
-	lines := bufio.NewReader(in)
-	for {
-		line, err := lines.ReadString('\n')
-		if line != "" {
-			n.count(verdict(line))
-			l.mu.Lock()
-			fmt.Fprintf(l.out, "%s: %s", suite, line)
-			l.mu.Unlock()
-		}
-		if err != nil {
-			return n
-		}
-	}
 }
 
 // laneName names the VM of a lane.

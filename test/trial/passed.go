@@ -34,26 +34,85 @@ type passed struct {
 // kernel and qemu among it, changes in time.
 const passedFor = 7 * 24 * time.Hour
 
-// passedKey names what a suite sees: the machine, the sources and what is asked of it.
-func (t *trial) passedKey(ctx context.Context, suite string, options []string) (string, error) {
+// suiteOnce runs a suite unless it passed before with all that it sees the same.
+func (t *trial) suiteOnce(ctx context.Context, name, suite string, options []string, again bool, out *lineWriter) (tally, error) {
+	before, err := t.seen(ctx)
+	if err != nil {
+		out.line(suite, fmt.Sprintf("the result will not be remembered: %v", err))
+		return t.child(ctx, name, suite, options, out)
+	}
+	key := before.key(suite, options)
+	if p, ok := t.recall(key, time.Now()); ok && !again {
+		out.line(suite, p.String())
+		return p.tally(), nil
+	}
+	start, commit := time.Now(), commitHere(ctx)
+	result, err := t.child(ctx, name, suite, options, out)
+	if err != nil || result.failed > 0 {
+		return result, err
+	}
+	p := passed{suite, commit, start, time.Since(start).Seconds(), result.passed, result.skipped}
+	if err := t.rememberIf(ctx, before, name, key, p); err != nil {
+		out.line(suite, fmt.Sprintf("the result will not be remembered: %v", err))
+	}
+	return result, nil
+}
+
+// rememberIf records a result unless it is that of something else: who edits files
+// while their tests run, or tests in a VM of another image, gets no record of it.
+func (t *trial) rememberIf(ctx context.Context, before seen, name, key string, p passed) error {
+	now, err := t.seen(ctx)
+	if err != nil {
+		return err
+	}
+	if now != before {
+		return errors.New("the sources have changed meanwhile")
+	}
+	v := vm{name, t.cache.path("vm", name)}
+	if accel, _, _ := strings.Cut(v.read("accel"), " "); accel != before.accel || v.read("image") != before.image {
+		return fmt.Errorf("VM %s has image %s under %s, and %s under %s is wanted", name, v.read("image"), accel, before.image, before.accel)
+	}
+	return t.remember(key, p)
+}
+
+// commitHere is the commit that is tested, to be told; "" if git does not know.
+func commitHere(ctx context.Context) string {
 	repo, err := repository()
 	if err != nil {
-		return "", err
+		return ""
+	}
+	return commitOf(ctx, repo)
+}
+
+// seen is what every suite sees: the machine and the sources.
+type seen struct {
+	sources, image, accel, size string
+}
+
+func (t *trial) seen(ctx context.Context) (seen, error) {
+	repo, err := repository()
+	if err != nil {
+		return seen{}, err
 	}
 	sources, err := sourceDigest(ctx, repo)
 	if err != nil {
-		return "", err
+		return seen{}, err
 	}
 	image, err := findImage(ctx, t, false)
 	if err != nil {
-		return "", err
+		return seen{}, err
 	}
 	how, err := chooseAccel(ctx, t, image)
 	if err != nil {
-		return "", err
+		return seen{}, err
 	}
-	machine := fmt.Sprintf("%s %s %d %s", image.id(), how.name, processors(), os.Getenv("GANTRY_VM_MEM"))
-	return digest(suite, strings.Join(options, " "), machine, runtime.Version(), runtime.GOARCH, sources), nil
+	size := fmt.Sprintf("%d %s", processors(), os.Getenv("GANTRY_VM_MEM"))
+	return seen{sources, image.id(), how.name, size}, nil
+}
+
+// key names what one suite sees, its options among it.
+func (s seen) key(suite string, options []string) string {
+	return digest(suite, strings.Join(options, " "), s.image, s.accel, s.size, runtime.Version(), runtime.GOARCH, s.sources)
 }
 
 // sourceDigest is over the name, mode and content of every file of the tree that can
@@ -122,8 +181,11 @@ func (t *trial) recall(key string, now time.Time) (passed, bool) {
 	if json.Unmarshal(data, &p) != nil || p.Passed == 0 {
 		return passed{}, false
 	}
-	age := now.Sub(p.When)
-	return p, age >= 0 && age < passedFor
+	if age := now.Sub(p.When); age < 0 || age >= passedFor {
+		return passed{}, false
+	}
+	_ = os.Chtimes(t.cache.path("passed", key), now, now) // for "trial clean": it is in use
+	return p, true
 }
 
 // remember records a suite of which nothing failed.
