@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -39,9 +40,28 @@ const (
 type limits struct {
 	bytes   int64 // of files, and of the archive
 	entries int
-	// image is how many entries all layers of the image may still have; nil for a
-	// layer of its own.
-	image *atomic.Int64
+	// image is what all layers of the image may still cost; nil for a layer of its own.
+	image *budget
+}
+
+// budget is what the layers of an image may still cost together, while they are
+// made side by side.
+type budget struct {
+	entries atomic.Int64
+	memory  atomic.Int64 // of names, targets and attributes
+	bytes   atomic.Int64 // of archives
+}
+
+// newBudget is that of an image whose blobs have so many bytes, -1 if that is unknown.
+func newBudget(entries int, blobs int64) *budget {
+	b := &budget{}
+	b.entries.Store(int64(entries))
+	b.memory.Store(maxMemory)
+	b.bytes.Store(math.MaxInt64)
+	if blobs >= 0 && blobs < (math.MaxInt64-freeBytes)/maxRatio {
+		b.bytes.Store(freeBytes + maxRatio*blobs)
+	}
+	return b
 }
 
 const (
@@ -51,10 +71,13 @@ const (
 	maxEntries = 1 << 20
 	maxPath    = unix.PathMax - 1
 	maxMtime   = 1 << 40
-	// What a layer's tree may take while it is built, besides its nodes.
+	// What the trees of an image may take while they are built, besides their nodes.
 	maxMemory = 256 << 20
+	// maxMeta bounds the layers' trees that a merge takes into memory: it is what
+	// entries and memory above come to, with room.
+	maxMeta = 1 << 30
 	// An honest layer shrinks by 3 to 10 when compressed; a terabyte of zeros by
-	// 1,000 or more. Below freeBytes any ratio is fine.
+	// 1,000 or more. Below freeBytes an image, any ratio is fine.
 	maxRatio  = 200
 	freeBytes = 1 << 30
 )
@@ -98,7 +121,7 @@ func readArchive(r io.Reader, out *erofs.Writer, l limits) (*archive, error) {
 		out: out, limits: l, root: impliedDir(),
 		whiteouts: map[*erofs.Node]map[string]bool{}, opaque: map[*erofs.Node]bool{},
 	}
-	in := &countingReader{r: r, left: l.bytes}
+	in := &countingReader{r: r, left: l.bytes, image: l.image}
 	tr := tar.NewReader(in)
 	for {
 		h, err := tr.Next()
@@ -108,7 +131,7 @@ func readArchive(r io.Reader, out *erofs.Writer, l limits) (*archive, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read archive: %w", err)
 		}
-		if err := a.entry(h, tr); err != nil {
+		if err := a.entry(owned(h), tr); err != nil {
 			return nil, fmt.Errorf("entry %s: %w", shown(h.Name), err)
 		}
 	}
@@ -129,8 +152,9 @@ func shown(name string) string {
 
 // countingReader ends a stream that is longer than it may be.
 type countingReader struct {
-	r    io.Reader
-	left int64
+	r     io.Reader
+	left  int64
+	image *budget
 }
 
 func (c *countingReader) Read(p []byte) (int, error) {
@@ -138,7 +162,17 @@ func (c *countingReader) Read(p []byte) (int, error) {
 	if c.left -= int64(n); c.left < 0 {
 		return 0, fmt.Errorf("archive is larger than this layer may be: %w", errRefused)
 	}
+	if c.image != nil && c.image.bytes.Add(-int64(n)) < 0 {
+		return 0, fmt.Errorf("the image's archives are larger than its blobs may become: %w", errRefused)
+	}
 	return n, err
+}
+
+// owned copies the strings that a tree may keep: those of a PAX header are parts of
+// the whole record, which may be a megabyte and would stay in memory with them.
+func owned(h *tar.Header) *tar.Header {
+	h.Name, h.Linkname = strings.Clone(h.Name), strings.Clone(h.Linkname)
+	return h
 }
 
 func (a *archive) entry(h *tar.Header, data io.Reader) error {
@@ -185,14 +219,15 @@ func (a *archive) count(bytes int) error {
 	if a.entries++; a.entries > a.limits.entries {
 		return fmt.Errorf("more than %d entries: %w", a.limits.entries, errRefused)
 	}
-	if a.limits.image != nil && a.limits.image.Add(-1) < 0 {
+	if a.limits.image != nil && a.limits.image.entries.Add(-1) < 0 {
 		return fmt.Errorf("the image's layers have too many entries: %w", errRefused)
 	}
 	return a.remember(bytes)
 }
 
 func (a *archive) remember(bytes int) error {
-	if a.memory += bytes; a.memory > maxMemory {
+	a.memory += bytes
+	if a.memory > maxMemory || a.limits.image != nil && a.limits.image.memory.Add(-int64(bytes)) < 0 {
 		return fmt.Errorf("more than %d bytes of names, targets and attributes: %w", maxMemory, errRefused)
 	}
 	return nil
@@ -377,7 +412,7 @@ func (a *archive) setXattrs(n *erofs.Node, h *tar.Header) error {
 		if n.Xattrs == nil {
 			n.Xattrs = map[string]string{}
 		}
-		n.Xattrs[name] = value
+		n.Xattrs[strings.Clone(name)] = strings.Clone(value)
 	}
 	return a.remember(size)
 }

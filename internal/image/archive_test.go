@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"runtime"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -268,6 +270,97 @@ func TestSparse(t *testing.T) {
 	}
 	if _, err := convertArchive(t, b.Bytes(), limits{bytes: 1 << 20, entries: 10}); !errors.Is(err, errRefused) {
 		t.Errorf("a sparse file beyond the limit: %v", err)
+	}
+}
+
+// TestPAXHeadersAreForgotten is not parallel: it looks at the heap. A name of five
+// bytes is part of a record of a megabyte.
+func TestPAXHeadersAreForgotten(t *testing.T) {
+	const headers = 48
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for i := range headers {
+		h := &tar.Header{
+			Typeflag: tar.TypeSymlink, Name: fmt.Sprintf("é%d", i), Linkname: fmt.Sprintf("ü%d", i), Format: tar.FormatPAX,
+			PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b", "GANTRY.comment": strings.Repeat("x", 1<<20-2000)},
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := os.Create(filepath.Join(t.TempDir(), "layer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	image, err := erofs.NewWriter(out, erofs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := heap()
+	a, err := readArchive(bytes.NewReader(b.Bytes()), image, wide)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grown := int64(heap()) - int64(before)
+	runtime.KeepAlive(&b) // or its end would hide what is kept
+	if grown > headers<<20/4 {
+		t.Errorf("a tree of %d short names keeps %d bytes", headers, grown)
+	}
+	n := a.root.Children["é7"]
+	if n == nil || n.Target != "ü7" || n.Xattrs["user.a"] != "b" {
+		t.Errorf("é7 = %+v", n)
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+func TestBudgetOfImage(t *testing.T) {
+	t.Parallel()
+	layer := archiveOf(t, entry{name: "name"}, entry{name: "f", data: strings.Repeat("x", 4000)})
+	for name, c := range map[string]struct {
+		change func(*budget)
+		want   string
+	}{
+		"entries": {func(b *budget) { b.entries.Store(3) }, "too many entries"},
+		"memory":  {func(b *budget) { b.memory.Store(9) }, "names, targets"},
+		"bytes":   {func(b *budget) { b.bytes.Store(int64(len(layer)) + 10) }, "larger than its blobs"},
+	} {
+		l := wide
+		l.image = newBudget(100, int64(len(layer)))
+		c.change(l.image)
+		if _, err := convertArchive(t, layer, l); err != nil {
+			t.Errorf("%s: the first layer: %v", name, err)
+		}
+		if _, err := convertArchive(t, layer, l); !errors.Is(err, errRefused) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: the second layer: %v", name, err)
+		}
+	}
+	if got := newBudget(1, 1<<20).bytes.Load(); got != freeBytes+maxRatio<<20 {
+		t.Errorf("an image of a megabyte may become %d bytes", got)
+	}
+	if got := newBudget(1, -1).bytes.Load(); got != math.MaxInt64 {
+		t.Errorf("an image of unknown size may become %d bytes", got)
+	}
+	for _, c := range []struct {
+		layers []blob
+		want   int64
+	}{
+		{[]blob{{digest: "a", size: 5}, {digest: "b", size: 6}, {digest: "a", size: 5}}, 11},
+		{[]blob{{digest: "a", size: 5}, {digest: "b", size: -1}}, -1},
+		{[]blob{{digest: "a", size: math.MaxInt64}, {digest: "b", size: 1}}, -1},
+	} {
+		if got := sizeOf(c.layers); got != c.want {
+			t.Errorf("sizeOf(%v) = %d, want %d", c.layers, got, c.want)
+		}
 	}
 }
 

@@ -213,7 +213,7 @@ type merged struct {
 
 func (s *Store) loadMerged(hexes []string) (*merged, error) {
 	m := &merged{root: newRoot()}
-	entries := 0
+	entries, meta := 0, int64(0)
 	for i, hex := range hexes {
 		f, err := os.Open(s.layerPath(hex))
 		if err != nil {
@@ -225,6 +225,9 @@ func (s *Store) loadMerged(hexes []string) (*merged, error) {
 		}
 		if entries += super.Inodes; entries > s.maxEntries {
 			return nil, fmt.Errorf("the image's layers have more than %d entries: %w", s.maxEntries, errRefused)
+		}
+		if meta += super.Meta; meta > maxMeta {
+			return nil, fmt.Errorf("the image's layers have more than %d bytes of metadata: %w", int64(maxMeta), errRefused)
 		}
 		device := slices.Index(m.layers, hex)
 		if device < 0 {

@@ -8,7 +8,6 @@ import (
 	"hash"
 	"io"
 	"os"
-	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -62,9 +61,9 @@ type blobReader struct {
 	blob   blob
 	hash   hash.Hash
 	copyTo io.Writer // if any, gets the blob as it is
-	// entries are those that the image may still have.
-	entries *atomic.Int64
-	read    int64
+	// image is what the image may still cost.
+	image *budget
+	read  int64
 	// progress is told how much was read so far.
 	progress func(int64)
 }
@@ -102,7 +101,7 @@ func (b *blobReader) convert(w *erofs.Writer, most int64) (*archive, error) {
 	down := readAhead(in, b.see)
 	defer down.Close()
 	l := layerLimits(most, b.blob.size)
-	l.image = b.entries
+	l.image = b.image
 	a, diffID, err := unpack(down, w, l, func() { b.abort(errAborted) })
 	if err != nil {
 		err = b.blame(down, err)

@@ -12,14 +12,15 @@ import (
 var errCorrupt = errors.New("not an image of this program, or a damaged one")
 
 // maxMeta bounds the metadata that Load takes into memory.
-const maxMeta = 4 << 30
+const maxMeta = 1 << 30
 
 // Super is what Load tells of an image besides its tree.
 type Super struct {
 	UUID    [16]byte
 	Blocks  uint32
 	Devices int
-	Inodes  int // of the tree
+	Inodes  int   // of the tree
+	Meta    int64 // bytes of metadata
 }
 
 // loader reads an image's metadata, in one piece, back into nodes.
@@ -51,19 +52,35 @@ func Load(r io.ReaderAt) (*Node, Super, error) {
 	if inodes := le.Uint64(sb[16:]); inodes <= uint64(size/inodeSize) {
 		l.left, info.Inodes = int(inodes), int(inodes)
 	}
-	meta, err := io.ReadAll(io.NewSectionReader(r, l.start*BlockSize, size))
-	if err != nil {
+	info.Meta = size
+	if err := l.read(r, size); err != nil {
 		return nil, Super{}, fmt.Errorf("read image: metadata: %w", err)
 	}
-	if int64(len(meta)) != size {
-		return nil, Super{}, fmt.Errorf("read image: metadata: %w", io.ErrUnexpectedEOF)
-	}
-	l.meta = meta
 	root, err := l.tree(uint64(le.Uint16(sb[14:])))
 	if err != nil {
 		return nil, Super{}, fmt.Errorf("read image: %w", err)
 	}
 	return root, info, nil
+}
+
+// read takes the metadata into memory. The last byte is looked for first: a damaged
+// super block can claim any size.
+func (l *loader) read(r io.ReaderAt, size int64) error {
+	at := l.start * BlockSize
+	var last [1]byte
+	if n, err := r.ReadAt(last[:], at+size-1); n == 0 {
+		return unexpected(err)
+	}
+	l.meta = make([]byte, size)
+	_, err := io.ReadFull(io.NewSectionReader(r, at, size), l.meta)
+	return unexpected(err)
+}
+
+func unexpected(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 func (l *loader) slice(at, n int64) ([]byte, error) {
