@@ -56,7 +56,10 @@ func Main(argv0 string, args []string) error {
 	if len(args) == 1 && args[0] == "hold" {
 		return hold()
 	}
-	if argv0 == holdArg {
+	switch argv0 {
+	case holdStartArg:
+		return holdStart()
+	case holdArg:
 		return holdChild()
 	}
 	if len(args) != 2 {

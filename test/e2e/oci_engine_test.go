@@ -199,12 +199,26 @@ func TestOCISharedPIDThroughEngine(t *testing.T) {
 	first := newApp(t, n, p, command("sleep", "1000"))
 	start(t, n, first)
 	sameText(t, printed(t, n, p, `tr '\0' ' ' </proc/1/cmdline; echo; pidof sleep | wc -w`), "gantry-holder \n1")
+	holderHasNothing(t, n, p)
 	own := newApp(t, n, p, command("sleep", "2000"), with(func(s *engine.AppSpec) { s.Namespaces = p.Namespaces; s.Namespaces.PID = pod.NamespaceApp }))
 	start(t, n, own)
 	sameText(t, printed(t, n, p, `tr '\0' ' ' </proc/1/cmdline`, with(func(s *engine.AppSpec) {
 		s.Namespaces = p.Namespaces
 		s.Namespaces.PID, s.Namespaces.Target = pod.NamespaceTarget, own.ID
 	})), "sleep 2000")
+}
+
+// holderHasNothing looks at the holder as an app that may trace it does, and as one
+// that may not.
+func holderHasNothing(t *testing.T, n *node.Node, p *pod.Pod) {
+	t.Helper()
+	tracer := with(func(s *engine.AppSpec) { s.Security.AddCaps = []string{"SYS_PTRACE"} })
+	got := printed(t, n, p, `grep -E 'CapEff|CapPrm|NoNewPrivs' /proc/1/status | tr -d '\t'
+		ls -A /proc/1/root; (: >/proc/1/root/new) 2>/dev/null && echo made
+		wc -l </proc/1/mountinfo; (: >>/proc/1/exe) 2>/dev/null && echo written
+		for ns in net uts ipc; do [ $(readlink /proc/1/ns/$ns) = $(readlink /proc/self/ns/$ns) ] || echo "another $ns"; done`, tracer)
+	sameText(t, got, "CapPrm:0000000000000000\nCapEff:0000000000000000\nNoNewPrivs:1\n1")
+	sameText(t, printed(t, n, p, `ls /proc/1/root 2>&1 | grep -o "Permission denied"`), "Permission denied")
 }
 
 // TestOCIExecThroughEngine checks that an exec is as the app is, and not as the

@@ -269,20 +269,13 @@ func podSlice(p *pod.Pod) (unit.Unit, error) {
 // slice: the kernel makes it part of the pod, so the pod pays for it.
 func (o *OCI) holder(in isolator.Sandbox) unit.Unit {
 	p := in.Pod
-	hold := o.init("hold")
-	if p.Namespaces.User != nil {
-		// The namespace must belong to the pod's own users, or their root could not
-		// mount a /proc of it.
-		enter := []string{nsenter, "--user=" + path.Join(in.Dir.Run, userPin), "--", hold.Path}
-		hold = unit.Command{Path: nsenter, Args: append(enter, hold.Args[1:]...)}
-	}
 	return unit.Unit{Name: unit.Holder(string(p.ID)), Properties: []unit.Property{
 		{Name: "Description", Value: unit.String("PID namespace of pod " + describe(p.Namespace, p.Name))},
 		{Name: "Slice", Value: unit.String(p.Slice)},
 		// Forking: the holder must be a child of PID 1 before it becomes the main
 		// process, or PID 1 does not see its end.
 		{Name: "Type", Value: unit.String("forking")},
-		{Name: "ExecStart", Value: unit.Commands{hold}},
+		{Name: "ExecStart", Value: unit.Commands{o.hold(in)}},
 		{Name: "CollectMode", Value: unit.String("inactive-or-failed")},
 		{Name: "StopWhenUnneeded", Value: unit.Bool(true)},
 		{Name: "IgnoreOnIsolate", Value: unit.Bool(true)},
@@ -291,11 +284,36 @@ func (o *OCI) holder(in isolator.Sandbox) unit.Unit {
 	}}
 }
 
-// userPin is where the pod's user namespace is pinned, below its run directory.
-const userPin = "user"
+// hold starts the holder in the pod's other namespaces: an app that gets hold of it
+// finds nothing there that it has not anyway.
+func (o *OCI) hold(in isolator.Sandbox) unit.Command {
+	n, hold := in.Pod.Namespaces, o.init("hold")
+	enter := []string{nsenter}
+	add := func(kind, pin string) { enter = append(enter, "--"+kind+"="+path.Join(in.Dir.Run, pin)) }
+	if n.User != nil {
+		// The namespace must belong to the pod's own users, or their root could not
+		// mount a /proc of it.
+		add("user", userPin)
+	}
+	if !in.Pod.HostNetwork() {
+		add("net", netPin)
+		add("uts", utsPin)
+	}
+	if n.IPC != pod.NamespaceNode {
+		add("ipc", ipcPin)
+	}
+	if len(enter) == 1 {
+		return hold
+	}
+	enter = append(enter, "--", hold.Path)
+	return unit.Command{Path: nsenter, Args: append(enter, hold.Args[1:]...)}
+}
 
-// nsenter enters the pod's user namespace for the holder: a program with threads,
-// as ours are, cannot.
+// Where the pod's namespaces are pinned, below its run directory.
+const userPin, netPin, utsPin, ipcPin = "user", "net", "uts", "ipc"
+
+// nsenter enters the pod's namespaces for the holder: a program with threads, as ours
+// are, cannot do that with users.
 const nsenter = "/usr/bin/nsenter"
 
 // holderOOMScore is what kubelet gave the process that used to hold namespaces:

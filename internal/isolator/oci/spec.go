@@ -86,11 +86,11 @@ func namespaces(in isolator.App) ([]specs.LinuxNamespace, error) {
 		pinned(specs.UserNamespace, userPin)
 	}
 	if !p.HostNetwork() {
-		pinned(specs.NetworkNamespace, "net")
-		pinned(specs.UTSNamespace, "uts")
+		pinned(specs.NetworkNamespace, netPin)
+		pinned(specs.UTSNamespace, utsPin)
 	}
 	if p.Namespaces.IPC != pod.NamespaceNode {
-		pinned(specs.IPCNamespace, "ipc")
+		pinned(specs.IPCNamespace, ipcPin)
 	}
 	pid, err := pidNamespace(in)
 	if err != nil {
