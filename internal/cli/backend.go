@@ -13,7 +13,7 @@ import (
 // Engine is what commands need of engine.Engine.
 type Engine interface {
 	engine.API
-	// WaitApp waits until an app has exited.
+	// WaitApp waits until an app has exited; pod.ErrState is for one that never will start.
 	WaitApp(ctx context.Context, id pod.ID) (pod.AppStatus, error)
 }
 

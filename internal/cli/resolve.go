@@ -120,7 +120,7 @@ func phaseOf(p pod.PodStatus) pod.Phase {
 		return pod.Unknown
 	case count[pod.Exited] > 0:
 		return pod.Exited
-	case !p.Ready && len(p.Apps) == 0:
+	case !p.Ready: // whatever was not started in it never will be
 		return pod.Exited
 	default:
 		return pod.Prepared

@@ -36,7 +36,10 @@ func (o *runPreparedOptions) run(ctx context.Context, env *Env, args []string) e
 		if err := mayChange(p, "run", false); err != nil {
 			return err
 		}
-		if phase := phaseOf(p); phase != pod.Prepared || len(p.Apps) == 0 || !p.Ready {
+		if len(p.Apps) == 0 {
+			return fmt.Errorf("run pod %s: it has no apps: %w", p.Name, pod.ErrState)
+		}
+		if phase := phaseOf(p); phase != pod.Prepared {
 			return fmt.Errorf("run pod %s: it is %s, not prepared: %w", p.Name, phase, pod.ErrState)
 		}
 		c := &created{pod: p.Pod}

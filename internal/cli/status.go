@@ -89,7 +89,8 @@ func (o *statusOptions) waitFor(ctx context.Context, be *Backend, p pod.PodStatu
 		defer cancel()
 	}
 	for _, a := range p.Apps {
-		if _, err := be.Engine.WaitApp(ctx, a.ID); err != nil {
+		// What was never started in a pod that is down needs no wait.
+		if _, err := be.Engine.WaitApp(ctx, a.ID); err != nil && !errors.Is(err, pod.ErrState) {
 			return err
 		}
 	}

@@ -467,7 +467,7 @@ func (e *Engine) waitFor(ctx context.Context, id pod.ID, d time.Duration) (bool,
 	defer cancel()
 	_, err := e.WaitApp(bounded, id)
 	switch {
-	case err == nil, errors.Is(err, pod.ErrNotFound):
+	case err == nil, errors.Is(err, pod.ErrNotFound), errors.Is(err, pod.ErrState):
 		return true, nil
 	case ctx.Err() == nil && bounded.Err() != nil:
 		return false, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -288,6 +289,97 @@ func TestGCFinishes(t *testing.T) {
 	}
 	if _, err := b.Pod(ready); !errors.Is(err, pod.ErrNotFound) {
 		t.Errorf("a pod that never got an app: %v", err)
+	}
+}
+
+// TestGCOfLostApps: of an app that a power cut ended only the start is known. Its age
+// is counted from when its end was first seen.
+func TestGCOfLostApps(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, nil)
+	ctx := t.Context()
+	spec := hostPod("lost")
+	spec.Owner = pod.OwnerCLI
+	p, err := b.CreatePod(ctx, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := b.CreateApp(ctx, p.ID, AppSpec{Name: "app", Image: b.image, Command: []string{"app"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := b.Engine.store.App(p.ID, a.ID)
+	b.put(filepath.Join(dir, "run.json"), pod.Run{Started: time.Now().Add(-24 * time.Hour), BootID: "another", PID: 1})
+	status := func() pod.AppStatus {
+		t.Helper()
+		s, err := b.App(a.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	before := status()
+	if !before.Lost || before.Phase != pod.Exited {
+		t.Fatalf("the app is %+v", before)
+	}
+	for _, dry := range []bool{true, false} {
+		if _, err := b.GC(ctx, GCOptions{ExitedPods: time.Hour, DryRun: dry}); err != nil {
+			t.Fatal(err)
+		}
+		if s := status(); s.Lost != dry {
+			t.Errorf("after a collection (dry %v) its end is still not known: %v", dry, s.Lost)
+		}
+	}
+	s := status()
+	if time.Since(s.Finished) > time.Minute || s.Exit.Code != before.Exit.Code || s.Exit.Message != before.Exit.Message {
+		t.Errorf("its end is %+v, and was %+v", s.Exit, before.Exit)
+	}
+	if _, err := b.GC(ctx, GCOptions{ExitedPods: time.Nanosecond}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Pod(p.ID); !errors.Is(err, pod.ErrNotFound) {
+		t.Errorf("a pod that is long dead: %v", err)
+	}
+}
+
+// TestNeverStarted: an app that was not started before its pod went down is waited
+// for by nobody.
+func TestNeverStarted(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, nil)
+	ctx := t.Context()
+	spec := hostPod("never")
+	spec.Owner = pod.OwnerCLI
+	p, err := b.CreatePod(ctx, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := b.CreateApp(ctx, p.ID, AppSpec{Name: "app", Image: b.image, Command: []string{"app"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	brief, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	if _, err := b.WaitApp(brief, a.ID); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("an app that may still be started: %v", err)
+	}
+	if _, err := b.GC(ctx, GCOptions{ExitedPods: time.Nanosecond}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Pod(p.ID); err != nil {
+		t.Errorf("a prepared pod: %v", err)
+	}
+	if err := b.StopPod(ctx, p.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.WaitApp(ctx, a.ID); !errors.Is(err, pod.ErrState) {
+		t.Errorf("an app that never will be started: %v", err)
+	}
+	if _, err := b.GC(ctx, GCOptions{ExitedPods: time.Nanosecond}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Pod(p.ID); !errors.Is(err, pod.ErrNotFound) {
+		t.Errorf("a pod that was stopped before it started: %v", err)
 	}
 }
 

@@ -69,7 +69,11 @@ func (g *gc) exitedPods(ctx context.Context) error {
 	}
 	var errs []error
 	for _, p := range g.pods {
-		if p.Owner != pod.OwnerCLI || !longDead(p, g.o.ExitedPods) {
+		if p.Owner != pod.OwnerCLI {
+			continue
+		}
+		if !longDead(p, g.o.ExitedPods) {
+			errs = append(errs, g.dateLost(p))
 			continue
 		}
 		why := fmt.Sprintf("all its apps exited more than %s ago", g.o.ExitedPods)
@@ -82,13 +86,33 @@ func (g *gc) exitedPods(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// longDead: an app whose end nobody saw may have run until a moment ago; dateLost
+// gives it a time. One that was never started in a pod that is down never will be.
 func longDead(p pod.PodStatus, age time.Duration) bool {
 	for _, a := range p.Apps {
-		if a.Phase != pod.Exited || time.Since(a.Finished) < age {
+		switch {
+		case a.Phase == pod.Exited && !a.Lost && time.Since(a.Finished) >= age:
+		case a.NeverStarts(p.Ready) && time.Since(a.Created) >= age:
+		default:
 			return false
 		}
 	}
 	return len(p.Apps) > 0 || time.Since(p.Created) >= age
+}
+
+// dateLost records the end of apps that were lost, with a power cut for example: it
+// was seen now, and their age is counted from then.
+func (g *gc) dateLost(p pod.PodStatus) error {
+	var errs []error
+	for _, a := range p.Apps {
+		if !a.Lost || g.o.DryRun {
+			continue
+		}
+		exit := *a.Exit
+		exit.Finished = time.Now()
+		errs = append(errs, g.e.recordLost(a.App, &exit))
+	}
+	return errors.Join(errs...)
 }
 
 // unfinished is for pods of the CLI whose creation or stop was interrupted: those
@@ -318,4 +342,12 @@ func (e *Engine) ImageInUse(id string) bool {
 		}
 	}
 	return false
+}
+
+// recordLost writes down the end of an app of which there is no record.
+func (e *Engine) recordLost(a *pod.App, exit *pod.Exit) error {
+	if err := e.store.WriteExit(a, exit); err != nil {
+		return err
+	}
+	return e.reloadApp(a.Pod, a.ID, false)
 }

@@ -387,7 +387,8 @@ func (x *exitWatch) close() {
 // lookAgain bounds how long a waiter trusts in events alone.
 const lookAgain = 2 * time.Second
 
-// WaitApp waits until an app has exited and returns how.
+// WaitApp waits until an app has exited and returns how. For one that was never
+// started and cannot be any more it returns pod.ErrState.
 func (e *Engine) WaitApp(ctx context.Context, id pod.ID) (pod.AppStatus, error) {
 	if !e.isLive() {
 		if err := e.exits.start(filepath.Join(e.cfg.Run, "exits")); err != nil {
@@ -404,6 +405,9 @@ func (e *Engine) WaitApp(ctx context.Context, id pod.ID) (pod.AppStatus, error) 
 		if err == nil && s.Phase == pod.Exited {
 			return s, nil
 		}
+		if err == nil && e.neverStarts(s) {
+			return s, fmt.Errorf("wait for app %s: it was never started, and its pod is down: %w", id, pod.ErrState)
+		}
 		select {
 		case <-event:
 		case <-time.After(lookAgain):
@@ -411,4 +415,12 @@ func (e *Engine) WaitApp(ctx context.Context, id pod.ID) (pod.AppStatus, error) 
 			return s, fmt.Errorf("wait for app %s: %w", id, ctx.Err())
 		}
 	}
+}
+
+func (e *Engine) neverStarts(s pod.AppStatus) bool {
+	if s.Phase != pod.Prepared {
+		return false
+	}
+	p, err := e.Pod(s.Pod)
+	return err == nil && s.NeverStarts(p.Ready)
 }

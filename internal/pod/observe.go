@@ -28,13 +28,13 @@ func Observe(f AppFacts) AppStatus {
 	case f.Run == nil:
 		s.Phase = Prepared
 	case f.Run.BootID != f.BootID:
-		return s.exited(Lost(f.Run, "the machine went down while the app ran"))
+		return s.lost(Lost(f.Run, "the machine went down while the app ran"))
 	case f.Unit.Active == "":
 		s.Phase = Unknown
 	case f.Unit.Loaded && sameInvocation(f):
 		s.Phase = Running
 	default:
-		return s.exited(Lost(f.Run, "the unit is gone and left no exit record"))
+		return s.lost(Lost(f.Run, "the unit is gone and left no exit record"))
 	}
 	return s
 }
@@ -46,6 +46,14 @@ func sameInvocation(f AppFacts) bool {
 func (s AppStatus) exited(e *Exit) AppStatus {
 	s.Phase, s.Exit, s.Finished, s.PID = Exited, e, e.Finished, 0
 	return s
+}
+
+// NeverStarts tells of an app that was not started and, its pod being down, cannot be.
+func (s AppStatus) NeverStarts(podReady bool) bool { return s.Phase == Prepared && !podReady }
+
+func (s AppStatus) lost(e *Exit) AppStatus {
+	s.Lost = true
+	return s.exited(e)
 }
 
 // Lost is the exit of an app whose end nobody saw. The time is that of its start

@@ -82,6 +82,9 @@ type AppStatus struct {
 	Finished time.Time
 	Exit     *Exit
 	PID      int
+	// Lost: nobody saw the end, and no record of it was made since. Exit and Finished
+	// say then what is known of an end, but not when it came.
+	Lost bool
 	// Current are the limits in force.
 	Current Resources
 }
