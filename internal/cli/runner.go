@@ -149,6 +149,10 @@ func (r *runner) foreground(ctx context.Context) error {
 	if err == nil {
 		err = r.runMain(ctx)
 	}
+	if errors.Is(err, errDetached) {
+		r.sayDetached()
+		return nil
+	}
 	var code *codeError
 	if err != nil && !errors.As(err, &code) {
 		// Something is wrong with us: that must not take the pod down if it runs.
@@ -157,6 +161,14 @@ func (r *runner) foreground(ctx context.Context) error {
 		}
 	}
 	return errors.Join(err, r.stopAfter(ctx))
+}
+
+func (r *runner) sayDetached() {
+	name := r.created.pod.Name
+	fmt.Fprintf(r.env.Stderr, "\r\ngantry: detached: the pod runs on: gantry attach %s\n", name)
+	if r.remove {
+		fmt.Fprintf(r.env.Stderr, "gantry: nobody removes it at its end: gantry rm %s\n", name)
+	}
 }
 
 func (r *runner) anyRunning() bool {
@@ -178,6 +190,9 @@ func (r *runner) runMain(ctx context.Context) error {
 	apps := r.mainApps()
 	results := make([]pod.AppStatus, len(apps))
 	var group errgroup.Group
+	// Who detaches from one app leaves the others, too.
+	shown, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
 	for i, a := range apps {
 		show := r.follow
 		if i == 0 && r.interactive {
@@ -188,11 +203,17 @@ func (r *runner) runMain(ctx context.Context) error {
 			return errors.Join(err, group.Wait())
 		}
 		group.Go(func() (err error) {
-			results[i], err = show(ctx, a)
+			results[i], err = show(shown, a)
+			if errors.Is(err, errDetached) {
+				leave(errDetached)
+			}
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
+		if errors.Is(context.Cause(shown), errDetached) {
+			return errDetached
+		}
 		return err
 	}
 	return firstFailure(r.env, results)

@@ -37,8 +37,7 @@ func (r *runner) session(ctx context.Context, a *pod.App) (pod.AppStatus, error)
 		return r.be.Engine.Attach(ctx, a.ID, s)
 	})
 	if errors.Is(err, errDetached) {
-		fmt.Fprintf(r.env.Stderr, "\r\ngantry: detached: the pod runs on: gantry attach %s\n", r.created.pod.Name)
-		return pod.AppStatus{}, &codeError{0}
+		return pod.AppStatus{}, errDetached
 	}
 	if err != nil && !errors.Is(err, pod.ErrState) {
 		return pod.AppStatus{}, err
