@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -144,10 +145,6 @@ func memfd(name string, data []byte) (*os.File, error) {
 	return f, nil
 }
 
-// drainTime bounds the wait for the end of the output after the process ended: a
-// daemon may have kept it open.
-const drainTime = 2 * time.Second
-
 func (r *execRun) wait(ctx context.Context, cmd *exec.Cmd, end *session, log *os.File) (int, error) {
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
@@ -159,7 +156,7 @@ func (r *execRun) wait(ctx context.Context, cmd *exec.Cmd, end *session, log *os
 		<-exited
 		return 0, errors.Join(ctx.Err(), killErr)
 	}
-	end.drain(drainTime)
+	end.drain(ctx, drainTime)
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -189,6 +186,9 @@ type session struct {
 	ours   []io.Closer   // closed at the end
 	out    chan struct{} // closed when all output was copied
 	before func()        // runs once started
+
+	mu       sync.Mutex
+	outflows []*outflow
 }
 
 func (s *session) started() {
@@ -198,13 +198,6 @@ func (s *session) started() {
 	s.theirs = nil
 	if s.before != nil {
 		s.before()
-	}
-}
-
-func (s *session) drain(d time.Duration) {
-	select {
-	case <-s.out:
-	case <-time.After(d):
 	}
 }
 
@@ -230,7 +223,7 @@ func (r *execRun) pipes(cmd *exec.Cmd) (*session, error) {
 			return nil, err
 		}
 		s.ours, s.theirs = append(s.ours, ours), append(s.theirs, theirs)
-		copies = append(copies, func() { drainInto(w, ours) })
+		copies = append(copies, s.flow(ours, w).run)
 		return theirs, nil
 	}
 	stdout, err := connect(r.streams.Stdout)
@@ -278,14 +271,6 @@ func (s *session) copy(copies []func(), from io.Reader, stdin *os.File) {
 	}()
 }
 
-// drainInto copies until the end. When the reader has gone the rest is read and
-// dropped: the process must not be stopped by a full pipe.
-func drainInto(w io.Writer, r io.Reader) {
-	if _, err := io.Copy(w, r); err != nil {
-		_, _ = io.Copy(io.Discard, r)
-	}
-}
-
 // socketSuffix ends the name of a terminal's socket, which is that of the exec's group.
 const socketSuffix = ".sock"
 
@@ -305,7 +290,7 @@ func (r *execRun) terminal(ctx context.Context, cmd *exec.Cmd) (*session, error)
 	s.before = func() {
 		go func() {
 			defer close(s.out)
-			r.relay(ctx, l)
+			r.relay(ctx, l, s)
 		}()
 	}
 	return s, nil
@@ -314,7 +299,7 @@ func (r *execRun) terminal(ctx context.Context, cmd *exec.Cmd) (*session, error)
 // consoleTime bounds the wait for the runtime to send the terminal.
 const consoleTime = 30 * time.Second
 
-func (r *execRun) relay(ctx context.Context, l *net.UnixListener) {
+func (r *execRun) relay(ctx context.Context, l *net.UnixListener, s *session) {
 	if err := l.SetDeadline(time.Now().Add(consoleTime)); err != nil {
 		return
 	}
@@ -332,11 +317,7 @@ func (r *execRun) relay(ctx context.Context, l *net.UnixListener) {
 	if r.streams.Stdin != nil {
 		go func() { _, _ = io.Copy(master, r.streams.Stdin) }() // ends with the terminal
 	}
-	out := r.streams.Stdout
-	if out == nil {
-		out = io.Discard
-	}
-	drainInto(out, master)
+	s.flow(master, r.streams.Stdout).run()
 }
 
 func (r *execRun) resize(ctx context.Context, master *os.File) {
