@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -225,7 +226,12 @@ func (st *starting) makePlan(ctx context.Context) error {
 	return nil
 }
 
+// writePlanFile leaves a file that is as it should be: a start that a killed program
+// began may be reading it.
 func (e *Engine) writePlanFile(path string, f isolator.File) error {
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, f.Data) {
+		return nil
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
@@ -277,6 +283,9 @@ func (st *starting) startUnit(ctx context.Context) error {
 	if errors.Is(err, systemd.ErrLost) {
 		err = st.startAgain(ctx)
 	}
+	if errors.Is(err, systemd.ErrUnitExists) {
+		err = st.joinStart(ctx)
+	}
 	var job *systemd.JobError
 	if !errors.As(err, &job) {
 		return err
@@ -302,6 +311,27 @@ func (st *starting) startAgain(ctx context.Context) error {
 		return err
 	}
 	return st.e.cfg.Systemd.Launch(ctx, st.unit, st.aux...)
+}
+
+// joinStart waits for a start that is under way: the program that began it was
+// killed, and PID 1 goes on with it.
+func (st *starting) joinStart(ctx context.Context) error {
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		s, err := st.e.cfg.Systemd.State(ctx, st.unit.Name)
+		switch {
+		case err != nil:
+			return err
+		case s.Active == systemd.Active && !s.Job:
+			return nil
+		case !s.Job && s.Active != systemd.Activating:
+			return &systemd.JobError{Unit: st.unit.Name, Result: systemd.Failed}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
 }
 
 // stopUnit gives no grace: what it stops was never said to run.

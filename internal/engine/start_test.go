@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"gantry/internal/pod"
@@ -71,6 +72,62 @@ func TestStartOfAnAppThatEnded(t *testing.T) {
 			w.cfg.Systemd = &launching{w.manager.Fake, func() { w.ended(a, c.ran, c.exit) }}
 			st := &starting{e: w.Engine, p: p, a: s, unit: unit.Unit{Name: unit.App(string(a.ID))}}
 			if err := st.startUnit(t.Context()); err == nil && c.want != "" || err != nil && err.Error() != c.want {
+				t.Errorf("start: %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// existing is a PID 1 that has the unit already, of a start by a killed program.
+type existing struct {
+	*systemdtest.Fake
+	states []systemd.State
+}
+
+func (x *existing) Launch(context.Context, unit.Unit, ...unit.Unit) error {
+	return systemd.ErrUnitExists
+}
+
+func (x *existing) State(context.Context, string) (systemd.State, error) {
+	s := x.states[0]
+	x.states = x.states[1:]
+	return s, nil
+}
+
+// TestStartIsJoined: a start that is asked for again while PID 1 is at it waits for
+// its end, and does not stop the app.
+func TestStartIsJoined(t *testing.T) {
+	t.Parallel()
+	at := systemd.State{Load: systemd.Loaded, Active: systemd.Activating, Job: true}
+	none := systemd.State{Load: systemd.NotFound, Active: systemd.Inactive}
+	for name, c := range map[string]struct {
+		last systemd.State
+		ran  bool
+		exit *pod.Exit
+		want string
+	}{
+		"runs":     {systemd.State{Load: systemd.Loaded, Active: systemd.Active}, true, nil, ""},
+		"ended":    {none, true, &pod.Exit{Code: 3, Reason: pod.ReasonError}, ""},
+		"failed":   {none, false, &pod.Exit{Code: 128, Reason: pod.ReasonStartError, Message: "no such file"}, "StartError: no such file"},
+		"vanished": {none, false, nil, "failed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newLiveWorld(t)
+			p := w.pod()
+			a := w.app(p)
+			w.load()
+			s, err := w.App(a.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.exit != nil {
+				w.ended(a, c.ran, *c.exit)
+			}
+			w.cfg.Systemd = &existing{w.manager.Fake, []systemd.State{at, at, c.last}}
+			st := &starting{e: w.Engine, p: p, a: s, unit: unit.Unit{Name: unit.App(string(a.ID))}}
+			err = st.startUnit(t.Context())
+			if err == nil && c.want != "" || err != nil && (c.want == "" || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("start: %v, want %q", err, c.want)
 			}
 		})
