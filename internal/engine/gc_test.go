@@ -70,6 +70,30 @@ func TestGCKeepsTheNetworkOfAPodThatBecameReady(t *testing.T) {
 	}
 }
 
+// TestTeardownWithoutRecord: a pod that was detached before, or never attached, does
+// not wait for a network configuration that is broken now.
+func TestTeardownWithoutRecord(t *testing.T) {
+	t.Parallel()
+	e := newTestEngine(t, systemdtest.New(nil))
+	p := &pod.Pod{ID: pod.NewID(), Owner: pod.OwnerCRI, Name: "web", Isolator: "oci", Namespaces: pod.Namespaces{Network: pod.NamespacePod}}
+	lock, err := e.store.CreatePod(p, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Unlock()
+	conf := filepath.Join(filepath.Dir(e.cfg.Root), "net.d")
+	err = os.Mkdir(conf, 0o755)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(conf, "10-net.conflist"), []byte("{"), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.down.delNetwork(t.Context(), p, lock); err != nil {
+		t.Error(err)
+	}
+}
+
 func newTestEngine(t *testing.T, m Manager) *Engine {
 	t.Helper()
 	iso, err := oci.New(oci.Config{})

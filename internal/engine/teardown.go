@@ -57,6 +57,10 @@ func (d *Teardown) delNetwork(ctx context.Context, p *pod.Pod, lock *disk.Lock) 
 	if err != nil {
 		return err
 	}
+	if !ok && !d.network.Attached(p.ID) {
+		d.network.DelUnrecorded(ctx, d.attachment(p, lock))
+		return nil
+	}
 	if err := d.network.Del(ctx, d.attachment(p, lock), saved); err != nil {
 		return err
 	}

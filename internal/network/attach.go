@@ -139,6 +139,19 @@ func (n *Network) del(ctx context.Context, a Attachment, saved *Result) error {
 	return n.removeRecord(a.Pod)
 }
 
+// DelUnrecorded is Del for a pod of which no record tells that it was attached: it
+// never was, or was detached before, or its records are lost. While its namespace is
+// there the present network takes away what it knows of it. That is all that can be
+// done: a configuration that is broken now must not keep a pod from being removed.
+func (n *Network) DelUnrecorded(ctx context.Context, a Attachment) {
+	if n.liveNetNS(a.NetNS) == "" {
+		return
+	}
+	if err := n.Del(ctx, a, nil); err != nil {
+		n.log.Warn("a network that no record tells of is not given back", "pod", a.Pod, "err", err)
+	}
+}
+
 // recall finds out how the pod was attached. A nil list means that nobody knows
 // of any network.
 func (n *Network) recall(ctx context.Context, a Attachment, saved *Result) (*libcni.NetworkConfigList, record, types.Result, error) {

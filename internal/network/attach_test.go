@@ -181,7 +181,21 @@ func TestDelWithoutAnything(t *testing.T) {
 		b := newBed(t, time.Minute)
 		b.confFile("10-net.conflist", `{`)
 		wants(t, b.Del(t.Context(), b.attachment(), nil), pod.ErrUnavailable, "network del: ", "10-net.conflist")
+		b.DelUnrecorded(t.Context(), b.attachment()) // says so in the log, and no more
 	})
+	for _, there := range []bool{true, false} {
+		t.Run(fmt.Sprintf("no record, namespace %v", there), func(t *testing.T) {
+			b := newBed(t, time.Minute)
+			b.confFile("10-net.conflist", twoPlugins)
+			if !there {
+				os.Remove(b.netns)
+			}
+			b.DelUnrecorded(t.Context(), b.attachment())
+			if got := b.sequence(); strings.Contains(got, "DEL") != there {
+				t.Errorf("calls: %s", got)
+			}
+		})
+	}
 }
 
 // TestStandIn: plugins that masquerade are shown the addresses that were lost.
