@@ -3,6 +3,7 @@ package image
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -418,6 +419,54 @@ func TestMirror(t *testing.T) {
 	img := pullOf(t, s, "app:1")
 	if img.Tags[0] != "docker.io/library/app:1" {
 		t.Errorf("tags = %v", img.Tags)
+	}
+}
+
+// TestTokenIsNotForMirrors: a token is for the registry that it was given for. A
+// mirror gives out its own.
+func TestTokenIsNotForMirrors(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	image := imageWith(t, v1.Config{}, gzLayer(t, entry{name: "f", data: "x"}))
+	r.push(t, "mirror/library/app:1", image)
+	own := r.push(t, "own:1", image)
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	r.setWrap(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		mu.Lock()
+		seen[q.Header.Get("Authorization")] = true
+		mu.Unlock()
+		switch {
+		case q.URL.Path == "/token":
+			fmt.Fprint(w, `{"token":"of-the-mirror"}`)
+		case !strings.HasPrefix(q.Header.Get("Authorization"), "Bearer "):
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test"`, r.URL))
+			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED","message":"no"}]}`, http.StatusUnauthorized)
+		default:
+			next.ServeHTTP(w, q)
+		}
+	})
+	pull := func(s *Store, ref string) map[string]bool {
+		t.Helper()
+		mu.Lock()
+		clear(seen)
+		mu.Unlock()
+		if _, err := s.Pull(t.Context(), ref, PullOptions{Auth: &Auth{RegistryToken: "mine"}}); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		return maps.Clone(seen)
+	}
+	s := newStore(t, nil, r)
+	if got := pull(s, own); !got["Bearer mine"] || got["Bearer of-the-mirror"] {
+		t.Errorf("the registry itself got %v", got)
+	}
+	mirrored := newStore(t, nil, r)
+	write(t, filepath.Join(mirrored.cfg.RegistriesConfDir, "mirror.conf"),
+		fmt.Sprintf("[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"%s/mirror\"\ninsecure = true\n", r.host))
+	if got := pull(mirrored, "app:1"); got["Bearer mine"] || !got["Bearer of-the-mirror"] {
+		t.Errorf("the mirror got %v", got)
 	}
 }
 

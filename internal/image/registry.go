@@ -60,7 +60,9 @@ func (a *Auth) apply(sys *types.SystemContext, domain string) error {
 		return nil
 	}
 	if a.RegistryToken != "" {
-		sys.DockerBearerRegistryToken = a.RegistryToken
+		// The empty one says that there are credentials, and that they are for this
+		// registry only: without it the library sends the token to mirrors, too.
+		sys.DockerBearerRegistryToken, sys.DockerAuthConfig = a.RegistryToken, &types.DockerAuthConfig{}
 		return nil
 	}
 	user, password := a.Username, a.Password
