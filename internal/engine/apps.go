@@ -203,6 +203,11 @@ func (st *starting) makePlan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, id := range imagesOf(st.a.App) {
+		if err := st.e.cfg.Images.EnsureTree(ctx, id); err != nil {
+			return err
+		}
+	}
 	join, err := st.e.joinedPIDs(ctx, st.p, st.a.App)
 	if err != nil {
 		return err

@@ -61,11 +61,15 @@ func flatten(n *erofs.Node, at []uint32, seen map[*erofs.Node]bool) {
 
 // EnsureTree makes sure that what Tree says can be mounted: a machine that was
 // booted with another kernel can need files that the pull had no reason to make.
-func (s *Store) EnsureTree(ctx context.Context, img *Image) (err error) {
-	hex := hexOf(img.ID)
+func (s *Store) EnsureTree(ctx context.Context, id string) (err error) {
+	hex := hexOf(id)
 	path := filepath.Join(s.imageDir(hex), flatFile)
 	if s.mode != MountLoop || disk.Exists(path) {
 		return nil
+	}
+	img, err := s.Image(id)
+	if err != nil {
+		return err
 	}
 	w, err := s.work(ctx, imagePrefix+hex)
 	if err != nil {

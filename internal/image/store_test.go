@@ -592,7 +592,7 @@ func TestFlat(t *testing.T) {
 	img := pullOf(t, s, ref)
 	want := treeOf(t, s, img)
 	s.mode = MountLoop // booted with another kernel
-	if err := s.EnsureTree(t.Context(), img); err != nil {
+	if err := s.EnsureTree(t.Context(), img.ID); err != nil {
 		t.Fatal(err)
 	}
 	flat := filepath.Join(s.imageDir(hexOf(img.ID)), flatFile)

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -76,12 +77,12 @@ func (s *Store) probeMount() MountMode {
 			return m
 		}
 	}
-	mode, err := tryMount(s.dir(dirPrepare))
+	mode, err := s.tryMount()
+	if err != nil && mode == MountFile {
+		return mode // not root, or no memory: the next one asks again
+	}
 	if err != nil {
 		s.log.Info("images are mounted through loop devices", "reason", err)
-	}
-	if err != nil && !saysNever(err) {
-		return mode // not root, or no memory: the next one asks again
 	}
 	if err := disk.WriteFile(known, []byte(mode+"\n"), 0o644); err != nil {
 		s.log.Debug("answer of the mount probe not kept", "error", err)
@@ -95,28 +96,33 @@ func saysNever(err error) bool {
 	return errors.Is(err, unix.ENOTBLK) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
-// tryMount mounts a small image over another, as images are, but nowhere.
-func tryMount(dir string) (MountMode, error) {
-	tmp, err := os.MkdirTemp(dir, imagePrefix+"probe-")
+// tryMount mounts a small image over another, as images are, but nowhere. It answers
+// MountLoop only where the kernel says that it never will: what fails for another
+// reason may work the next time, and images are pulled for what this answers.
+func (s *Store) tryMount() (MountMode, error) {
+	w, err := s.work(context.Background(), imagePrefix+"probe")
 	if err != nil {
-		return MountFile, unix.EPERM
+		return MountFile, unix.EPERM // a reader
 	}
-	defer os.RemoveAll(tmp)
-	layer, merged := filepath.Join(tmp, "layer"), filepath.Join(tmp, "merged")
-	if err := writeProbe(layer, nil); err != nil {
-		return MountFile, fmt.Errorf("%w: %w", err, unix.EPERM)
+	err = probe(w)
+	if closeErr := w.close(); err == nil {
+		err = closeErr
 	}
-	if err := writeProbe(merged, []erofs.Device{{Blocks: 2}}); err != nil {
-		return MountFile, fmt.Errorf("%w: %w", err, unix.EPERM)
-	}
-	switch err := mountDetached(merged, layer); {
-	case err == nil:
-		return MountFile, nil
-	case errors.Is(err, unix.EPERM):
-		return MountFile, err
-	default:
+	if err != nil && saysNever(err) {
 		return MountLoop, err
 	}
+	return MountFile, err
+}
+
+func probe(w *workspace) error {
+	layer, merged := w.file("layer"), w.file("merged")
+	if err := writeProbe(layer, nil); err != nil {
+		return err
+	}
+	if err := writeProbe(merged, []erofs.Device{{Blocks: 2}}); err != nil {
+		return err
+	}
+	return mountDetached(merged, layer)
 }
 
 func writeProbe(path string, devices []erofs.Device) error {

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gantry/internal/image"
+	"gantry/internal/node"
 	"gantry/internal/pod"
 	"gantry/internal/systemd"
 	"gantry/internal/unit"
@@ -78,7 +79,7 @@ func pullImage(t *testing.T, s *image.Store, name string) *image.Image {
 func mountTree(t *testing.T, m *systemd.Manager, s *image.Store, img *image.Image) string {
 	t.Helper()
 	tree := s.Tree(img)
-	if err := s.EnsureTree(t.Context(), img); err != nil {
+	if err := s.EnsureTree(t.Context(), img.ID); err != nil {
 		t.Fatal(err)
 	}
 	u := unit.Unit{Name: "gantry-image-test.service", Properties: []unit.Property{
@@ -492,5 +493,29 @@ func TestImageLarge(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+// TestImagePulledByAnotherKernel starts an app where images need a loop device, from
+// one that was pulled where they do not.
+func TestImagePulledByAnotherKernel(t *testing.T) {
+	guard(t)
+	pull(t, openNode(t), busybox)
+	n, err := node.Open(t.Context(), node.Options{
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Images: image.Config{Mount: image.MountLoop},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(n.Images().Remove(context.WithoutCancel(t.Context()), busybox), n.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	p := newPod(t, n, hostNetwork)
+	a := newApp(t, n, p, command("sleep", "1000"))
+	start(t, n, a)
+	if out := sh(t, "losetup --list --noheadings --output BACK-FILE"); !strings.Contains(out, "flat.erofs") {
+		t.Errorf("nothing is mounted from a loop device:\n%s", out)
 	}
 }
