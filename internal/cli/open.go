@@ -24,7 +24,7 @@ func OpenNode(ctx context.Context, o OpenOptions) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Backend{Engine: n, Images: n.Images(), Root: c.Root, Close: n.Close}, nil
+	return &Backend{Engine: n, Images: n.Images(), Root: node.Root, Close: n.Close}, nil
 }
 
 // OpenTeardown opens what gives back the networks of this machine's pods.

@@ -25,8 +25,6 @@ const Dir = "/etc/gantry"
 
 // Config is the configuration. See Options for what the fields mean.
 type Config struct {
-	Root     string
-	Run      string
 	LogLevel string
 
 	Isolator        string
@@ -55,8 +53,6 @@ type Config struct {
 // Default is the configuration of a node that has no file.
 func Default() Config {
 	return Config{
-		Root:             "/var/lib/gantry",
-		Run:              "/run/gantry",
 		LogLevel:         "info",
 		Isolator:         "oci",
 		OCITimeout:       100 * time.Second,
@@ -77,8 +73,6 @@ func Default() Config {
 // Options is the table, bound to this configuration: setting a Value changes it.
 func (c *Config) Options() []Option {
 	return []Option{
-		{"root", "state that survives a reboot", &textValue{&c.Root, absolute}},
-		{"run", "state that does not", &textValue{&c.Run, absolute}},
 		{"log.level", "what is logged: debug, info, warn or error", &textValue{&c.LogLevel, oneOf("debug", "info", "warn", "error")}},
 
 		{"isolator.default", "how pods run that do not say it themselves", &textValue{&c.Isolator, given}},

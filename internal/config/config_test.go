@@ -35,7 +35,7 @@ func TestNoFiles(t *testing.T) {
 func TestDropInsWinInTheirOrder(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	write(t, dir, "config.toml", "root = \"/a\"\n[cri]\nslow = \"1s\"\n[network]\nbin-dirs = [\"/x\"]\n")
+	write(t, dir, "config.toml", "[cri]\nsocket = \"/a\"\nslow = \"1s\"\n[network]\nbin-dirs = [\"/x\"]\n")
 	write(t, dir, "config.d/20-b.toml", "[cri]\nslow = \"3s\"\n")
 	write(t, dir, "config.d/10-a.toml", "[cri]\nslow = \"2s\"\n[image]\nmax-layer = \"1GiB\"\nparallel = 2\n[stdio]\njournal = false\n")
 	write(t, dir, "config.d/ignored.conf", "no = toml")
@@ -44,7 +44,7 @@ func TestDropInsWinInTheirOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Default()
-	want.Root, want.CRISlow, want.NetworkBinDirs = "/a", 3*time.Second, []string{"/x"}
+	want.CRISocket, want.CRISlow, want.NetworkBinDirs = "/a", 3*time.Second, []string{"/x"}
 	want.ImageMaxLayer, want.ImageParallel, want.StdioJournal = 1<<30, 2, false
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -60,15 +60,15 @@ func TestDropInsWinInTheirOrder(t *testing.T) {
 func TestErrorsNameFileAndKey(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"rooot = \"/a\"":                   "rooot: there is no such key",
+		"root = \"/a\"":                    "root: there is no such key",
 		"[cri]\nsocket_ = \"/a\"":          "cri.socket_: there is no such key (is cri.socket meant?)",
 		"[cri]\nsockett = \"/a\"":          "cri.sockett: there is no such key",
 		"[network]\nbin_dirs = []":         "network.bin_dirs: there is no such key (is network.bin-dirs meant?)",
 		"[cri.more]\nsocket = \"/a\"":      "cri.more: there is no such key",
 		"[nothing]\na = 1":                 "nothing.a: there is no such key",
-		"root = \"a\"":                     "root: \"a\": want an absolute path",
-		"root = 5":                         "root: 5: want a string",
-		"[root]\na = 1":                    "root: map[a:1]: want a string",
+		"[cri]\nsocket = \"a\"":            "cri.socket: \"a\": want an absolute path",
+		"[cri]\nsocket = 5":                "cri.socket: 5: want a string",
+		"[cri.socket]\na = 1":              "cri.socket: map[a:1]: want a string",
 		"[cri]\nslow = 5":                  "cri.slow: 5: want a duration",
 		"[cri]\nslow = \"-1s\"":            "cri.slow: -1s: want at least 0s",
 		"[cri]\nslow = \"soon\"":           "cri.slow: \"soon\": want a duration",
@@ -97,7 +97,7 @@ func TestErrorsNameFileAndKey(t *testing.T) {
 func TestTextGivesTheSameAgain(t *testing.T) {
 	t.Parallel()
 	c := Default()
-	c.OCIRuntime, c.ImageParallel, c.Root, c.CRISlow = []string{"/usr/bin/runc", "--debug", "a \"b\""}, 7, "/odd\tpath", 1500*time.Millisecond
+	c.OCIRuntime, c.ImageParallel, c.ImageAuth, c.CRISlow = []string{"/usr/bin/runc", "--debug", "a \"b\""}, 7, "/odd\tpath", 1500*time.Millisecond
 	dir := t.TempDir()
 	write(t, dir, "config.toml", c.Text())
 	got, _, err := Load(dir)

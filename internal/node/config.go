@@ -8,7 +8,6 @@ import (
 // FromConfig takes over what an operator may set.
 func FromConfig(c config.Config) Options {
 	return Options{
-		Root: c.Root, Run: c.Run,
 		Isolator:        c.Isolator,
 		Runtime:         c.OCIRuntime,
 		RuntimeTimeout:  c.OCITimeout,
