@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gantry/internal/disk"
 	"gantry/internal/isolator"
 	"gantry/internal/pod"
 	"gantry/internal/stdio"
@@ -556,9 +557,24 @@ func (e *Engine) appRemoval(p *pod.Pod, a *pod.App) operation {
 			}
 			return nil
 		}},
+		{name: "output", do: func(ctx context.Context) error { return e.dropOutput(ctx, a) }},
 		{name: "spool", do: func(context.Context) error { return e.forgetExit(a.ID) }},
 		{name: "record", do: func(context.Context) error { return e.store.RemoveApp(a) }},
 	}}
+}
+
+// dropOutput ends what gantry-stdio keeps for an app that was started, should its
+// end not have done so. Without gantry-stdio there is nothing kept.
+func (e *Engine) dropOutput(ctx context.Context, a *pod.App) error {
+	if !disk.Exists(filepath.Join(e.store.App(a.Pod, a.ID), stdio.SpecName)) {
+		return nil
+	}
+	err := e.cfg.Stdio.Drain(ctx, a.ID, drainTime)
+	if errors.Is(err, pod.ErrUnavailable) {
+		e.log.Warn("gantry-stdio is not asked to give up an app's output", "app", a.ID, "err", err)
+		return nil
+	}
+	return err
 }
 
 // ReopenLog makes all that an app writes from now on go to a new log file.

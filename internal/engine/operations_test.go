@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"log"
 	"log/slog"
+	"net"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -37,6 +38,7 @@ import (
 	"gantry/internal/isolator/oci"
 	"gantry/internal/network"
 	"gantry/internal/pod"
+	"gantry/internal/stdio"
 	"gantry/internal/systemd/systemdtest"
 	"gantry/internal/unit"
 )
@@ -141,7 +143,7 @@ func newBench(t *testing.T, live bool, fail Failpoints) *bench {
 	b.Engine, err = New(t.Context(), Config{
 		Root: b.dir + "/root", Run: b.dir + "/run", Cgroups: b.dir + "/cgroup", Init: "/gantry-init",
 		Log: slog.New(b), Systemd: b.pid1, Images: images, Network: pods,
-		Isolators: []isolator.Isolator{iso}, Isolator: "oci", Failpoints: fail,
+		Isolators: []isolator.Isolator{iso}, Isolator: "oci", Failpoints: fail, Stdio: agreeing(t),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -153,6 +155,43 @@ func newBench(t *testing.T, live bool, fail Failpoints) *bench {
 		}
 	}
 	return b
+}
+
+// agreeing is a gantry-stdio that has done whatever it is asked for.
+func agreeing(t *testing.T) stdio.Client {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "stdio") // names of sockets are short
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: dir + "/sock"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		l.Close()
+		os.RemoveAll(dir)
+	})
+	go func() {
+		for {
+			conn, err := l.AcceptUnix()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				for buf := make([]byte, 1<<16); ; {
+					if n, err := conn.Read(buf); err != nil || n == 0 {
+						return
+					}
+					if _, err := conn.Write([]byte("{}")); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return stdio.Client{Socket: dir + "/sock"}
 }
 
 // The engine tells each step at the debug level; bench notes which there were.

@@ -21,6 +21,7 @@ const cgroupRoot = "/sys/fs/cgroup"
 // ended, or nothing of it runs any more and its pipes are empty (somebody outside
 // may hold them open for ever), or the time is over.
 func (s *Server) drain(ctx context.Context, app pod.ID, timeout time.Duration, peer int) error {
+	defer s.lockApp(app)() // a start that is under way comes first
 	c, err := s.find(app)
 	if err != nil {
 		return nil

@@ -38,6 +38,9 @@ func (s *Server) start(req request, peer int) (reply, []int, error) {
 	c, err := s.find(spec.App)
 	if errors.Is(err, pod.ErrNotFound) {
 		c, err = s.create(saved{Spec: spec, Dir: req.Dir, Invocation: req.Invocation, Cgroup: cgroupOf(peer, spec.Unit)})
+		if err == nil {
+			err = s.stillWanted(c)
+		}
 	}
 	if err != nil {
 		return reply{}, nil, fmt.Errorf("start streams of app %s: %w", spec.App, err)
@@ -56,6 +59,21 @@ func (s *Server) start(req request, peer int) (reply, []int, error) {
 	return reply{}, ends, err
 }
 
+// stillWanted gives up what was made for an app that was removed meanwhile: nobody
+// would ever drain it.
+func (s *Server) stillWanted(c *container) error {
+	_, err := os.Lstat(filepath.Join(c.saved.Dir, SpecName))
+	if err == nil {
+		return nil
+	}
+	w := <-s.spare
+	defer func() { s.spare <- w }()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.finish(w, c)
+	return err
+}
+
 func readSpec(dir string) (Spec, error) {
 	if !filepath.IsAbs(dir) {
 		return Spec{}, fmt.Errorf("app directory %q is not absolute: %w", dir, pod.ErrInvalid)
@@ -67,7 +85,7 @@ func readSpec(dir string) (Spec, error) {
 	return ParseSpec(data)
 }
 
-// lockApp lets one start of an app happen at a time.
+// lockApp lets one start or drain of an app happen at a time.
 func (s *Server) lockApp(app pod.ID) (unlock func()) {
 	for {
 		s.mu.Lock()

@@ -250,6 +250,24 @@ func TestStartGivenUp(t *testing.T) {
 	}
 }
 
+// An app that is removed while its start is under way leaves nothing in the store:
+// nobody would ever drain it.
+func TestStartOfRemovedApp(t *testing.T) {
+	t.Parallel()
+	s := supervise(t)
+	a := s.newApp(nil)
+	s.mu.Lock()
+	s.arrived = func() { os.RemoveAll(a.dir) }
+	s.mu.Unlock()
+	if err := s.tryStart(a); err == nil {
+		t.Error("an app was started that is not there")
+	}
+	if apps := s.status("").Apps; apps != 0 {
+		t.Errorf("%d apps have streams", apps)
+	}
+	until(t, "the store is empty", func() bool { return s.storeSize() == 0 })
+}
+
 func TestDrainAtEveryStep(t *testing.T) {
 	t.Parallel()
 	for _, point := range []string{"drain-flushed", "drain-forgotten", "drain-retired"} {

@@ -69,6 +69,7 @@ type supervisor struct {
 
 	mu      sync.Mutex
 	store   []stored // in the order of their arrival
+	arrived func()   // called for what comes into the store, before the server goes on
 	cmd     *exec.Cmd
 	stopped bool
 	starts  int
@@ -196,6 +197,9 @@ func (s *supervisor) receive(wait time.Duration) bool {
 		}
 		for _, fd := range fds {
 			s.store = append(s.store, stored{msg["FDNAME"], os.NewFile(uintptr(fd), msg["FDNAME"])})
+		}
+		if s.arrived != nil {
+			s.arrived()
 		}
 	case msg["FDSTOREREMOVE"] == "1":
 		var kept []stored
