@@ -1,7 +1,6 @@
 package image
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -100,9 +99,9 @@ func saysNever(err error) bool {
 // MountLoop only where the kernel says that it never will: what fails for another
 // reason may work the next time, and images are pulled for what this answers.
 func (s *Store) tryMount() (MountMode, error) {
-	w, err := s.work(context.Background(), imagePrefix+"probe")
+	w, err := s.tryWork(imagePrefix + "probe")
 	if err != nil {
-		return MountFile, unix.EPERM // a reader
+		return MountFile, err // a reader, or another program is asking: ask again
 	}
 	err = probe(w)
 	if closeErr := w.close(); err == nil {
