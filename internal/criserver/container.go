@@ -2,12 +2,14 @@ package criserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"gantry/internal/cri"
 	"gantry/internal/engine"
@@ -35,6 +37,9 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 		return nil, err
 	}
 	app, err := s.cfg.Engine.CreateApp(ctx, p.ID, spec)
+	if errors.Is(err, engine.ErrImageVolume) {
+		err = &namedError{crierrors.ErrImageVolumeMountFailed, err}
+	}
 	if err != nil {
 		return nil, err
 	}

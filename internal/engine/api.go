@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -62,6 +63,9 @@ type Filter struct {
 	ID     pod.ID
 	Labels map[string]string // all must be equal
 }
+
+// ErrImageVolume: an image cannot be mounted as a volume of an app.
+var ErrImageVolume = errors.New("image volume")
 
 // API is what adapters need of an Engine; it is listed here so that a reader
 // finds all use cases on one page.

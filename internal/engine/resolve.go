@@ -181,12 +181,9 @@ func (e *Engine) resolveMounts(mounts []pod.Mount) ([]pod.Mount, error) {
 			return nil, fmt.Errorf("mount on %q: want an absolute path below /: %w", m.Path, pod.ErrInvalid)
 		}
 		if m.Image != nil {
-			img, err := e.cfg.Images.Image(m.Image.ID)
-			if err != nil {
-				return nil, fmt.Errorf("mount image on %s: %w", m.Path, err)
+			if err := e.resolveImageVolume(m); err != nil {
+				return nil, fmt.Errorf("mount image on %s: %w: %w", m.Path, ErrImageVolume, err)
 			}
-			resolved := imageOf(img, m.Image.Name)
-			m.Image = &resolved
 			continue
 		}
 		source, err := filepath.EvalSymlinks(m.HostPath)
@@ -196,6 +193,23 @@ func (e *Engine) resolveMounts(mounts []pod.Mount) ([]pod.Mount, error) {
 		m.Source = source
 	}
 	return out, nil
+}
+
+func (e *Engine) resolveImageVolume(m *pod.Mount) error {
+	img, err := e.cfg.Images.Image(m.Image.ID)
+	if err != nil {
+		return err
+	}
+	resolved := imageOf(img, m.Image.Name)
+	m.Image = &resolved
+	if m.ImageSubPath == "" {
+		return nil
+	}
+	has, err := e.cfg.Images.HasPath(img.ID, m.ImageSubPath)
+	if err == nil && !has {
+		err = fmt.Errorf("the image has no %q: %w", m.ImageSubPath, pod.ErrInvalid)
+	}
+	return err
 }
 
 // pathCause drops the operation and path of an error that names them already.

@@ -1,7 +1,10 @@
 package image
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -133,4 +136,24 @@ func (w *walker) walk(parts []string, follow bool) (*erofs.Node, error) {
 		}
 	}
 	return stack[len(stack)-1], nil
+}
+
+// HasPath tells whether an image has a path, found as a process whose root the image
+// is would find it.
+func (s *Store) HasPath(id, path string) (bool, error) {
+	f, err := os.Open(filepath.Join(s.imageDir(hexOf(id)), mergedFile))
+	if err != nil {
+		return false, err
+	}
+	root, _, err := erofs.Load(f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return false, err
+	}
+	steps := 0
+	w := walker{root: root, steps: &steps}
+	n, err := w.walk(strings.Split(path, "/"), true)
+	if errors.Is(err, errRefused) {
+		return false, nil // no process would find it, either
+	}
+	return n != nil, err
 }

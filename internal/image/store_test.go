@@ -611,6 +611,26 @@ func TestFlat(t *testing.T) {
 	}
 }
 
+func TestHasPath(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	lower := gzLayer(t, entry{name: "./"}, entry{name: "d/"}, file("d/gone", "1"), file("d/kept", "1"))
+	upper := gzLayer(t, entry{name: "./"}, file("d/.wh.gone", ""), symlink("way", "d/kept"), symlink("loop", "loop"), symlink("up", "../../../d"))
+	s := newStore(t, nil, r)
+	img := pullOf(t, s, r.push(t, "a:1", imageWith(t, v1.Config{}, lower, upper)))
+	for path, want := range map[string]bool{
+		"d": true, "d/": true, "/d/kept": true, "way": true, "up/kept": true,
+		"d/gone": false, "none": false, "d/kept/x": false, "loop": false,
+	} {
+		if got, err := s.HasPath(img.ID, path); got != want || err != nil {
+			t.Errorf("HasPath(%q) = %v, %v", path, got, err)
+		}
+	}
+	if _, err := s.HasPath("sha256:"+strings.Repeat("0", 64), "d"); err == nil {
+		t.Error("an image that is not there has a path")
+	}
+}
+
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []Config{{}, {Root: "relative", Run: "/run"}, {Root: "/a,b", Run: "/run"}} {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -243,4 +244,25 @@ func TestVolumes(t *testing.T) {
 	if text, err := os.ReadFile(dir + "/file"); err != nil || string(text) != "written\n" {
 		t.Errorf("the volume has %q, error %v", text, err)
 	}
+}
+
+// TestImageVolume mounts a part of an image. One that is not there is refused when the
+// container is made, in the words by which kubelet knows it.
+func TestImageVolume(t *testing.T) {
+	guard(t)
+	needsGantry(t)
+	e := dial(t)
+	p := e.run(t, onHost(e.podConfig(t, "image-volume")))
+	ref := e.pull(t, registry+"layers:2")
+	config := func(sub string) *cri.ContainerConfig {
+		c := containerConfig("volume", "ls -d /vol/*; sleep 1000000")
+		c.Mounts = []*cri.Mount{{ContainerPath: "/vol", Readonly: true, Image: &cri.ImageSpec{Image: ref}, ImageSubPath: sub}}
+		return c
+	}
+	_, err := e.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: p.id, Config: config("layers/none"), SandboxConfig: p.config})
+	if err == nil || !strings.HasPrefix(status.Convert(err).Message(), "ImageVolumeMountFailed: ") {
+		t.Errorf("a part of an image that is not there: %v", err)
+	}
+	c := p.create(t, config("layers")).start(t)
+	eventually(t, 5*time.Second, "the volume is listed", func() bool { return strings.Contains(texts(c.logFile(t), "stdout"), "/vol/") })
 }
