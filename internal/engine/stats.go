@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"gantry/internal/pod"
@@ -40,8 +39,8 @@ func (e *Engine) AppStats(ctx context.Context, id pod.ID) (Stats, error) {
 		return Stats{}, fmt.Errorf("stats of app %s: %w", id, err)
 	}
 	upper := filepath.Join(e.store.App(app.Pod, id), podstore.WritableDir, "upper")
-	s.RootfsBytes, s.RootfsInodes, err = e.usage.of(ctx, id, upper)
-	return s, err
+	s.RootfsBytes, s.RootfsInodes = e.usage.of(ctx, id, upper)
+	return s, nil
 }
 
 // cgroup reads files of a cgroup directory; the first error stays.
@@ -164,28 +163,4 @@ func parsePressure(data []byte) *Pressure {
 		}
 	}
 	return p
-}
-
-// diskUse sums what is below a directory. Files come and go meanwhile. What cannot
-// be reached is left out: an app may nest directories deeper than a path can be long,
-// and must not hide all its numbers so.
-func diskUse(ctx context.Context, dir string) (bytes, inodes uint64, err error) {
-	err = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			return nil
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return nil
-		}
-		inodes++
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			bytes += uint64(st.Blocks) * 512
-		}
-		return nil
-	})
-	return bytes, inodes, err
 }

@@ -31,8 +31,8 @@ func TestDiskUseOfATreeTooDeep(t *testing.T) {
 		at, err = below, openErr
 	}
 	defer unix.Close(at)
-	bytes, inodes, err := diskUse(t.Context(), dir)
-	if err != nil || bytes < 1<<20 || inodes < 17 {
-		t.Errorf("%d bytes in %d files, %v", bytes, inodes, err)
+	bytes, inodes := diskUse(t.Context(), dir)
+	if bytes < 1<<20 || inodes < 17 {
+		t.Errorf("%d bytes in %d files", bytes, inodes)
 	}
 }
