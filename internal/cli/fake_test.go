@@ -346,6 +346,15 @@ func (f *fakeEngine) Attach(ctx context.Context, id pod.ID, s engine.Streams) er
 	if err != nil {
 		return err
 	}
+	if s.Start != nil {
+		if err := s.Start(); err != nil {
+			return err
+		}
+	}
+	if a.Argv[0] == "echo" && s.Stdout != nil { // it ends at once
+		fmt.Fprintf(s.Stdout, "%s\r\n", strings.Join(a.Argv[1:], " "))
+		return nil
+	}
 	if a.Argv[0] == "cat" && s.Stdin != nil {
 		in := bufio.NewScanner(s.Stdin)
 		for in.Scan() {
@@ -356,6 +365,10 @@ func (f *fakeEngine) Attach(ctx context.Context, id pod.ID, s engine.Streams) er
 			if err := f.change(func(s *fakeState) error { s.log(s.app(id), "stdout", text); return nil }); err != nil {
 				return err
 			}
+		}
+		if s.TTY { // a terminal has no end of input
+			<-ctx.Done()
+			return ctx.Err()
 		}
 		return f.change(func(s *fakeState) error { s.end(s.app(id), 0, 0, pod.ReasonCompleted); return nil })
 	}

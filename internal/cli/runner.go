@@ -93,10 +93,17 @@ func (r *runner) start(ctx context.Context) error {
 // startApp gives a program that cannot be run the codes that shells use for it.
 // Whatever else keeps an app from starting is an error of ours.
 func (r *runner) startApp(ctx context.Context, a *pod.App) error {
+	return r.startVerdict(a, r.launch(ctx, a))
+}
+
+func (r *runner) launch(ctx context.Context, a *pod.App) error {
 	if r.stopping.Load() {
 		return fmt.Errorf("start app %s: interrupted", a.Name)
 	}
-	err := r.be.Engine.StartApp(ctx, a.ID)
+	return r.be.Engine.StartApp(ctx, a.ID)
+}
+
+func (r *runner) startVerdict(a *pod.App, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -194,21 +201,23 @@ func (r *runner) runMain(ctx context.Context) error {
 	shown, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
 	for i, a := range apps {
-		show := r.follow
+		run := r.startAndFollow
 		if i == 0 && r.interactive {
-			show = r.session
+			run = r.session
 		}
-		if err := r.startApp(ctx, a); err != nil {
-			r.kill(ctx)
-			return errors.Join(err, group.Wait())
-		}
+		started := make(chan error, 1)
 		group.Go(func() (err error) {
-			results[i], err = show(shown, a)
+			results[i], err = run(shown, a, started)
 			if errors.Is(err, errDetached) {
 				leave(errDetached)
 			}
 			return err
 		})
+		if err := <-started; err != nil {
+			r.kill(ctx)
+			err2 := group.Wait() // gives the terminal back
+			return errors.Join(r.startVerdict(a, err), err2)
+		}
 	}
 	if err := group.Wait(); err != nil {
 		if errors.Is(context.Cause(shown), errDetached) {
@@ -240,6 +249,15 @@ func firstFailure(env *Env, results []pod.AppStatus) error {
 		fmt.Fprintf(env.Stderr, "gantry: app %s: %s\n", first.Name, oneLine(text))
 	}
 	return &codeError{exitCode(*first)}
+}
+
+// startAndFollow tells started how the start went; if it went wrong that is all.
+func (r *runner) startAndFollow(ctx context.Context, a *pod.App, started chan<- error) (pod.AppStatus, error) {
+	err := r.launch(ctx, a)
+	if started <- err; err != nil {
+		return pod.AppStatus{}, nil
+	}
+	return r.follow(ctx, a)
 }
 
 // follow shows an app's log from its beginning until the app has exited. It reads

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/term"
@@ -18,28 +19,53 @@ import (
 // errDetached ends a session whose user typed the detach keys.
 var errDetached = errors.New("detached")
 
-// session connects stdin (and with a terminal, everything) to an app and waits
-// for its end.
-func (r *runner) session(ctx context.Context, a *pod.App) (pod.AppStatus, error) {
-	if !a.TTY {
-		// Output comes from the log, complete from its first byte.
-		attached, cancel := context.WithCancel(ctx)
-		defer cancel()
-		go func() {
-			err := r.be.Engine.Attach(attached, a.ID, engine.Streams{Stdin: r.env.Stdin})
-			if err != nil && attached.Err() == nil && !errors.Is(err, pod.ErrState) {
-				fmt.Fprintf(r.env.Stderr, "gantry: attach to app %s: %s\n", a.Name, printable(err.Error()))
-			}
-		}()
-		return r.follow(ctx, a)
+// session starts an app, connects stdin (and with a terminal, everything) to it and
+// waits for its end.
+func (r *runner) session(ctx context.Context, a *pod.App, started chan<- error) (pod.AppStatus, error) {
+	if a.TTY {
+		return r.terminalSession(ctx, a, started)
+	}
+	err := r.launch(ctx, a)
+	if started <- err; err != nil {
+		return pod.AppStatus{}, nil
+	}
+	// Output comes from the log, complete from its first byte.
+	attached, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		err := r.be.Engine.Attach(attached, a.ID, engine.Streams{Stdin: r.env.Stdin})
+		if err != nil && attached.Err() == nil && !errors.Is(err, pod.ErrState) {
+			fmt.Fprintf(r.env.Stderr, "gantry: attach to app %s: %s\n", a.Name, printable(err.Error()))
+		}
+	}()
+	return r.follow(ctx, a)
+}
+
+// terminalSession is attached before the app is started, so that nothing is missed of
+// what it prints.
+func (r *runner) terminalSession(ctx context.Context, a *pod.App, started chan<- error) (pod.AppStatus, error) {
+	var failed atomic.Bool
+	begin := func() error {
+		err := r.launch(ctx, a)
+		failed.Store(err != nil)
+		started <- err
+		return err
 	}
 	err := attachTerminal(ctx, r.env, func(ctx context.Context, s engine.Streams) error {
-		return r.be.Engine.Attach(ctx, a.ID, s)
+		s.Start = begin
+		err := r.be.Engine.Attach(ctx, a.ID, s)
+		select {
+		case started <- err: // it was not even attached, or nobody listens any more
+		default:
+		}
+		return err
 	})
-	if errors.Is(err, errDetached) {
+	switch {
+	case failed.Load():
+		return pod.AppStatus{}, nil
+	case errors.Is(err, errDetached):
 		return pod.AppStatus{}, errDetached
-	}
-	if err != nil && !errors.Is(err, pod.ErrState) {
+	case err != nil && !errors.Is(err, pod.ErrState):
 		return pod.AppStatus{}, err
 	}
 	return r.be.Engine.WaitApp(ctx, a.ID)

@@ -52,6 +52,9 @@ type Streams struct {
 	Stdout, Stderr io.Writer
 	TTY            bool
 	Resize         <-chan Size
+	// Start is for Attach alone. If it is set an app that was only created may be
+	// attached to: it is called when that is done, to start the app.
+	Start func() error
 }
 
 // Size of a terminal.

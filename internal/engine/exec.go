@@ -367,7 +367,7 @@ func (e *Engine) Attach(ctx context.Context, id pod.ID, s Streams) error {
 	if err != nil {
 		return err
 	}
-	if app.Phase != pod.Running {
+	if app.Phase != pod.Running && !(s.Start != nil && app.Phase == pod.Prepared) {
 		return fmt.Errorf("attach to app %s: it is %s: %w", id, app.Phase, pod.ErrState)
 	}
 	sizes := make(chan stdio.Size)
@@ -390,6 +390,6 @@ func (e *Engine) Attach(ctx context.Context, id pod.ID, s Streams) error {
 		}
 	}()
 	return e.cfg.Stdio.Attach(ctx, id, stdio.AttachOptions{
-		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Resize: sizes,
+		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Resize: sizes, Start: s.Start,
 	})
 }

@@ -16,6 +16,9 @@ type AttachOptions struct {
 	Stdout, Stderr io.Writer
 	// Resize gives the sizes of the client's terminal.
 	Resize <-chan Size
+	// Start, if set, is called when the ends are connected: an app that has no streams
+	// yet is waited for, and may be started now. Its error ends the session.
+	Start func() error
 }
 
 // Attach connects the client's ends with a running app until the app's outputs
@@ -33,9 +36,14 @@ func (c Client) Attach(ctx context.Context, app pod.ID, o AttachOptions) error {
 	defer hangUp()
 	defer context.AfterFunc(ctx, hangUp)()
 
-	req := request{Op: "attach", App: app, Stdin: o.Stdin != nil, Stdout: o.Stdout != nil, Stderr: o.Stderr != nil}
+	req := request{Op: "attach", App: app, Stdin: o.Stdin != nil, Stdout: o.Stdout != nil, Stderr: o.Stderr != nil, Wait: o.Start != nil}
 	if _, err := exchange(conn, req); err != nil {
 		return wrap("attach to app", app, errors.Join(ctx.Err(), err))
+	}
+	if o.Start != nil {
+		if err := o.Start(); err != nil {
+			return err
+		}
 	}
 	done := make(chan struct{})
 	defer close(done)

@@ -345,3 +345,85 @@ func TestTerminalNeverCame(t *testing.T) {
 		t.Errorf("it took %v", d)
 	}
 }
+
+// TestAttachBeforeStart: who attaches to an app that is not started yet misses nothing
+// of what it prints, and what was typed meanwhile arrives.
+func TestAttachBeforeStart(t *testing.T) {
+	t.Parallel()
+	for _, tty := range []bool{true, false} {
+		t.Run("tty="+strconv.FormatBool(tty), func(t *testing.T) {
+			t.Parallel()
+			s := supervise(t)
+			a := s.newApp(func(sp *Spec) { sp.TTY, sp.Stdin = tty, true })
+			in, feed := io.Pipe()
+			go io.WriteString(feed, "typed\n")
+			sizes := make(chan Size, 1)
+			sizes <- Size{Width: 101, Height: 33}
+			var out syncBuffer
+			err := s.client.Attach(t.Context(), a.spec.App, AttachOptions{
+				Stdin: in, Stdout: &out, Resize: sizes,
+				Start: func() error { go play(t, s, a, tty); return nil },
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			s.drain(a)
+			want := "first\nread typed\n"
+			got := strings.ReplaceAll(out.String(), "\r\n", "\n")
+			if tty { // the terminal's echo of what was typed comes when it comes
+				got = strings.Replace(got, "typed\n", "", 1)
+			}
+			same(t, "session", got, want)
+			same(t, "log", content(t, a.spec.Log)[stdout], out.String())
+		})
+	}
+}
+
+// play is an app that prints a line at once, then what it reads, and ends.
+func play(t *testing.T, s *supervisor, a *app, tty bool) {
+	s.start(a)
+	in, out := a.stdin, a.stdout
+	if tty {
+		time.Sleep(50 * time.Millisecond) // so that input comes before the terminal
+		in = s.terminal(a)
+		out = in
+		if err := s.client.Console(t.Context(), a.spec.App, 5*time.Second); err != nil {
+			t.Error(err)
+		}
+		until(t, "the terminal has the session's size", func() bool {
+			ws, err := unix.IoctlGetWinsize(int(in.Fd()), unix.TIOCGWINSZ)
+			return err == nil && ws.Col == 101
+		})
+	}
+	print(t, out, "first\n", 1)
+	got := make([]byte, 100)
+	n, err := in.Read(got)
+	if err != nil {
+		t.Error(err)
+	}
+	print(t, out, "read "+string(got[:n]), 1)
+	if tty {
+		in.Close()
+	}
+	a.close()
+}
+
+// A start that fails ends the session, and so does a client that leaves before the
+// app came: an app that comes later has no session.
+func TestAttachBeforeStartFails(t *testing.T) {
+	t.Parallel()
+	s := supervise(t)
+	a := s.newApp(nil)
+	failed := errors.New("no such image")
+	if err := s.client.Attach(t.Context(), a.spec.App, AttachOptions{Stdout: io.Discard, Start: func() error { return failed }}); !errors.Is(err, failed) {
+		t.Errorf("error = %v", err)
+	}
+	until(t, "the server has seen it", func() bool {
+		s.start(a)
+		defer func() { a.close(); s.drain(a) }()
+		return s.status(a.spec.App).App.Attached == 0
+	})
+	if err := s.client.Attach(t.Context(), a.spec.App, AttachOptions{Stdout: io.Discard}); !errors.Is(err, pod.ErrNotFound) {
+		t.Errorf("without Start: %v", err)
+	}
+}

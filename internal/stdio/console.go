@@ -163,6 +163,11 @@ func (s *Server) adopt(c *container, con *console, master int) error {
 	if err := s.arm(st); err != nil {
 		return err
 	}
+	if c.size != (Size{}) { // a session came before the terminal
+		if err := c.resize(c.size); err != nil {
+			s.log.Warn("set the size of a terminal", "app", c.saved.App, "error", err)
+		}
+	}
 	s.closeConsole(c)
 	c.signal()
 	return nil
@@ -214,6 +219,7 @@ func (s *Server) resize(app pod.ID, size Size) error {
 }
 
 func (c *container) resize(size Size) error {
+	c.size = size
 	if !c.saved.TTY || c.streams[stdout].src < 0 {
 		return fmt.Errorf("app %s has no terminal: %w", c.saved.App, pod.ErrState)
 	}

@@ -29,6 +29,7 @@ type container struct {
 	sinks    []*sink
 	mirror   MirrorSource
 	finished bool
+	size     Size          // of the terminal, as the last session wants it
 	changed  chan struct{} // made by who waits; closed when a stream ends or a console comes
 }
 

@@ -72,13 +72,14 @@ type Server struct {
 	byIndex []*container
 	gen     uint32
 	busy    map[pod.ID]chan struct{} // apps that are being started
+	early   map[pod.ID][]*early      // sessions with apps that are not
 }
 
 // New takes over what a former server left, and serves it from now on.
 func New(cfg Config) (*Server, error) {
 	s := &Server{
 		runDir: cfg.RunDir, store: cfg.Store, mirror: cfg.Mirror, log: cfg.Log, patience: cfg.Patience,
-		byApp: map[pod.ID]*container{}, busy: map[pod.ID]chan struct{}{}, spare: make(chan *worker, 2),
+		byApp: map[pod.ID]*container{}, busy: map[pod.ID]chan struct{}{}, early: map[pod.ID][]*early{}, spare: make(chan *worker, 2),
 	}
 	if s.runDir == "" {
 		s.runDir = RunDir
@@ -284,6 +285,7 @@ func (s *Server) enter(c *container) {
 	c.gen = s.gen
 	s.byIndex[c.index] = c
 	s.byApp[c.saved.App] = c
+	s.admit(c)
 }
 
 func (s *Server) status(app pod.ID) (*Status, error) {

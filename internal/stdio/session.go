@@ -2,6 +2,7 @@ package stdio
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"sync"
@@ -112,36 +113,105 @@ func (s *Server) sinkEnd(c *container) {
 	}
 }
 
+// early is a session with an app whose streams are not there yet.
+type early struct {
+	sink  *sink
+	start chan *container // has room for the one that comes
+}
+
 // attach turns the connection into a session, and returns when that has ended.
 func (s *Server) attach(conn *seqpacket, req request) error {
-	c, err := s.find(req.App)
-	if err != nil {
-		return err
-	}
 	k := &sink{want: [2]bool{req.Stdout, req.Stderr}, wake: make(chan struct{}, 1)}
-	c.mu.Lock()
-	input, err := c.openInput(req.Stdin)
-	if err == nil {
-		c.sinks = append(c.sinks, k)
-		s.sinkEnd(c)
-	}
-	c.mu.Unlock()
+	c, e, err := s.join(req, k)
 	if err != nil {
 		return err
 	}
-	err = sendReply(conn, reply{}, nil)
-	if err == nil {
+	if err = sendReply(conn, reply{}, nil); err == nil {
 		go k.deliver(conn)
-		s.listen(conn, c, k, input)
+		if e != nil {
+			c = e.await(conn)
+		}
+		if c != nil {
+			s.listen(conn, c, k, req.Stdin)
+		}
 	}
 	k.end() // hangs up
+	if e != nil && c == nil {
+		if c = s.forgetEarly(req.App, e); c == nil {
+			return errTaken
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sinks = slices.DeleteFunc(c.sinks, func(o *sink) bool { return o == k })
-	if input != nil && c.saved.StdinOnce && !c.saved.TTY {
+	if req.Stdin && c.saved.Stdin && c.saved.StdinOnce && !c.saved.TTY {
 		s.warn(c, s.endInput(c))
 	}
 	return errTaken
+}
+
+// join adds a session to an app, or to those that wait for its streams.
+func (s *Server) join(req request, k *sink) (*container, *early, error) {
+	s.mu.Lock()
+	c := s.byApp[req.App]
+	if c == nil && req.Wait {
+		e := &early{k, make(chan *container, 1)}
+		s.early[req.App] = append(s.early[req.App], e)
+		s.mu.Unlock()
+		return nil, e, nil
+	}
+	s.mu.Unlock()
+	if c == nil {
+		return nil, nil, fmt.Errorf("app %s has no streams: %w", req.App, pod.ErrNotFound)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, err := c.openInput(req.Stdin); err != nil {
+		return nil, nil, err
+	}
+	c.sinks = append(c.sinks, k)
+	s.sinkEnd(c)
+	return c, nil, nil
+}
+
+// admit gives an app that is not in the tables yet the sessions that wait for it, so
+// that they miss nothing of what it prints. s.mu is held.
+func (s *Server) admit(c *container) {
+	for _, e := range s.early[c.saved.App] {
+		c.sinks = append(c.sinks, e.sink)
+		e.start <- c
+	}
+	delete(s.early, c.saved.App)
+}
+
+// await waits for the app's streams; nil when the client has gone.
+func (e *early) await(conn *seqpacket) *container {
+	for {
+		select {
+		case c := <-e.start:
+			return c
+		case <-time.After(time.Second):
+			if hungUp(conn) {
+				return nil
+			}
+		}
+	}
+}
+
+// forgetEarly ends the wait for an app, which may have come just now.
+func (s *Server) forgetEarly(app pod.ID, e *early) *container {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.early[app] = slices.DeleteFunc(s.early[app], func(o *early) bool { return o == e })
+	if len(s.early[app]) == 0 {
+		delete(s.early, app)
+	}
+	select {
+	case c := <-e.start:
+		return c
+	default:
+		return nil
+	}
 }
 
 func (s *Server) warn(c *container, err error) {
@@ -193,7 +263,7 @@ func (s *Server) endInput(c *container) error {
 }
 
 // listen deals with what the client sends, until it leaves or the session ends.
-func (s *Server) listen(conn *seqpacket, c *container, k *sink, input *os.File) {
+func (s *Server) listen(conn *seqpacket, c *container, k *sink, stdin bool) {
 	buf := make([]byte, maxFrame)
 	for {
 		n, fds, err := conn.recv(buf)
@@ -206,11 +276,11 @@ func (s *Server) listen(conn *seqpacket, c *container, k *sink, input *os.File) 
 		case err != nil:
 			s.log.Warn("a session sends nonsense", "app", c.saved.App, "error", err)
 			return
-		case kind == frameStdin && input != nil:
-			if !feed(conn, input, data) {
+		case kind == frameStdin && stdin:
+			if input := c.awaitInput(conn); input != nil && !feed(conn, input, data) {
 				return
 			}
-		case kind == frameClose && input != nil && c.saved.StdinOnce && !c.saved.TTY:
+		case kind == frameClose && stdin && c.saved.StdinOnce && !c.saved.TTY:
 			c.mu.Lock()
 			s.warn(c, s.endInput(c))
 			c.mu.Unlock()
@@ -218,6 +288,28 @@ func (s *Server) listen(conn *seqpacket, c *container, k *sink, input *os.File) 
 			c.mu.Lock()
 			_ = c.resize(size) // without a terminal there is no size
 			c.mu.Unlock()
+		}
+	}
+}
+
+// awaitInput gives what an app reads from, nil if it reads nothing. A terminal may
+// still have to come.
+func (c *container) awaitInput(conn *seqpacket) *os.File {
+	for {
+		c.mu.Lock()
+		input, err := c.openInput(true)
+		coming := c.saved.TTY && c.saved.Stdin && c.streams[stdout].src < 0 && !c.finished && !c.streams[stdout].eof
+		changed := c.wait()
+		c.mu.Unlock()
+		if input != nil || err != nil || !coming {
+			return input
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Second):
+		}
+		if hungUp(conn) {
+			return nil
 		}
 	}
 }

@@ -29,8 +29,9 @@
 //	{"op":"reopen","app":A}
 //	    Log rotation: answered when the log path names a file that all later lines go
 //	    to. After an error no file was created.
-//	{"op":"attach","app":A,"stdin":B,"stdout":B,"stderr":B}
-//	    After the answer the connection carries frames, see frame.go.
+//	{"op":"attach","app":A,"stdin":B,"stdout":B,"stderr":B,"wait":B}
+//	    After the answer the connection carries frames, see frame.go. With wait an app
+//	    that has no streams yet may be attached to: its first byte is not missed.
 //	{"op":"resize","app":A,"width":W,"height":H}
 //	{"op":"close-stdin","app":A}
 //	{"op":"status","app":A}
@@ -137,6 +138,7 @@ type request struct {
 	Stdin      bool   `json:"stdin,omitempty"`
 	Stdout     bool   `json:"stdout,omitempty"`
 	Stderr     bool   `json:"stderr,omitempty"`
+	Wait       bool   `json:"wait,omitempty"`
 	Size
 }
 
