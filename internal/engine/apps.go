@@ -65,7 +65,24 @@ func (e *Engine) createApp(ctx context.Context, podID pod.ID, spec AppSpec) (pod
 		return "", err
 	}
 	err = e.run(ctx, e.appCreation(app, secret))
-	return app.ID, errors.Join(err, e.reloadApp(podID, app.ID, false), lock.Unlock())
+	err = errors.Join(err, e.reloadApp(podID, app.ID, false))
+	if err == nil {
+		err = e.keepsImages(ctx, s.Pod, app)
+	}
+	return app.ID, errors.Join(err, lock.Unlock())
+}
+
+// keepsImages is for an image that was removed after the app's was looked up and before
+// the app was there to need it. From then on it is kept.
+func (e *Engine) keepsImages(ctx context.Context, p *pod.Pod, a *pod.App) error {
+	for _, id := range imagesOf(a) {
+		if e.cfg.Images.Has(id) {
+			continue
+		}
+		err := fmt.Errorf("create app %s: image %s was removed meanwhile: %w", a.Name, id, pod.ErrNotFound)
+		return errors.Join(err, e.run(ctx, e.appRemoval(p, a)), e.reloadApp(p.ID, a.ID, false))
+	}
+	return nil
 }
 
 func (e *Engine) appCreation(a *pod.App, secret pod.Secret) operation {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -116,12 +117,28 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	if e.iso[cfg.Isolator] == nil {
 		return nil, fmt.Errorf("default isolator %q: %w", cfg.Isolator, pod.ErrNotFound)
 	}
-	for _, dir := range []string{"pods", "exits", "images", "exec", "rootfs"} {
+	for _, dir := range []string{"pods", "exits", "exec", "rootfs"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Run, dir), 0o711); err != nil {
 			return nil, fmt.Errorf("make run directory: %w", err)
 		}
 	}
+	if err := makeImageDir(filepath.Join(cfg.Run, "images")); err != nil {
+		return nil, fmt.Errorf("make run directory: %w", err)
+	}
 	return e, nil
+}
+
+// makeImageDir makes the directory that images are mounted below. A set-user-ID program
+// of an image must not be one of the host's users' to run.
+func makeImageDir(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() == 0o700 {
+		return err
+	}
+	return ignore(os.Chmod(path, 0o700), fs.ErrPermission) // a reader's
 }
 
 // Close ends what the engine watches. It touches no pod.

@@ -383,6 +383,30 @@ func TestNeverStarted(t *testing.T) {
 	}
 }
 
+// TestImageRemovedMeanwhile: the image went after the app was planned with it.
+func TestImageRemovedMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, nil)
+	b.stepped = func(step string) {
+		if step == "create app/record" {
+			if err := b.cfg.Images.Remove(t.Context(), b.image); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	p, err := b.CreatePod(t.Context(), hostPod("late"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.CreateApp(t.Context(), p.ID, AppSpec{Name: "app", Image: b.image, Command: []string{"app"}})
+	if !errors.Is(err, pod.ErrNotFound) || !strings.Contains(err.Error(), "removed meanwhile") {
+		t.Errorf("error = %v", err)
+	}
+	if s, err := b.Pod(p.ID); err != nil || len(s.Apps) != 0 {
+		t.Errorf("apps %v, %v", s.Apps, err)
+	}
+}
+
 // TestLockHeld: who waits for a pod's lock gives up with its context.
 func TestLockHeld(t *testing.T) {
 	t.Parallel()

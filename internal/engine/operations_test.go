@@ -124,6 +124,8 @@ type bench struct {
 
 	mu     sync.Mutex
 	passed []string // boundaries
+	// stepped, if set, is called after each step, by whoever runs it.
+	stepped func(step string)
 }
 
 func newBench(t *testing.T, live bool, fail Failpoints) *bench {
@@ -211,10 +213,15 @@ func (b *bench) Handle(_ context.Context, r slog.Record) error {
 		}
 		return true
 	})
+	if r.Message != "step" {
+		return nil
+	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if r.Message == "step" {
-		b.passed = append(b.passed, op+"/"+step)
+	b.passed = append(b.passed, op+"/"+step)
+	stepped := b.stepped
+	b.mu.Unlock()
+	if stepped != nil {
+		stepped(op + "/" + step)
 	}
 	return nil
 }

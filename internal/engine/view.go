@@ -334,11 +334,13 @@ func (e *Engine) reloadPodLocked(id pod.ID, up bool) error {
 	t, err := e.loadPod(id, map[string]systemd.State{})
 	if errors.Is(err, pod.ErrNotFound) {
 		e.dropLocked(id)
+		delete(e.view.unread, id)
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	delete(e.view.unread, id)
 	t.up = up
 	for app, a := range t.apps {
 		if old != nil && old.apps[app] != nil {

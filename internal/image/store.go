@@ -121,6 +121,9 @@ func (s *Store) Image(name string) (*Image, error) {
 	return x.images[hex].clone(), nil
 }
 
+// Has tells whether an image of that ID is there. It is cheap.
+func (s *Store) Has(id string) bool { return disk.Exists(s.imageDir(hexOf(id))) }
+
 // find resolves a name. A tag that looks like an ID is a tag.
 func (x *index) find(name string) (string, error) {
 	prefix, isID := parseID(name)

@@ -45,12 +45,28 @@ func (n *Network) GC(ctx context.Context, keep []Attachment) error {
 			errs = append(errs, n.Del(ctx, Attachment{Pod: id}, nil))
 		}
 	}
+	errs = append(errs, n.sweepJournal(start))
 	errs = append(errs, n.gcLeases(ctx, dirs, left), n.gcTorn(ctx, dirs, networks))
 	errs = append(errs, n.gcPlugins(ctx, dirs, kept, left))
 	if err := errors.Join(append(errs, ctx.Err())...); err != nil {
 		return failed("gc", start, err)
 	}
 	return nil
+}
+
+// sweepJournal removes what writers left that were killed: they take no second.
+func (n *Network) sweepJournal(now time.Time) error {
+	torn, err := filepath.Glob(filepath.Join(n.recordDir(), newFile))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range torn {
+		if info, err := os.Lstat(path); err == nil && now.Sub(info.ModTime()) > time.Minute {
+			errs = append(errs, os.Remove(path))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // gcPlugins tells the plugins which attachments are valid.

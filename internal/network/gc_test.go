@@ -52,10 +52,21 @@ func TestGC(t *testing.T) {
 	b.lease("old", "fd00::3", elsewhere)
 	b.write(filepath.Join(b.leases, "net", "last_reserved_ip.0"), "10.88.0.4")
 	b.write(filepath.Join(b.leases, "net", "lock"), "")
+	torn, fresh := filepath.Join(b.recordDir(), ".new-torn"), filepath.Join(b.recordDir(), ".new-fresh")
+	b.write(torn, "{")
+	b.write(fresh, "{")
+	if err := os.Chtimes(torn, time.Time{}, time.Now().Add(-time.Hour)); err != nil {
+		t.Fatal(err)
+	}
 	os.Remove(b.calls)
 	b.cfg.Exists = func(id pod.ID) bool { return id == young } // made after keep was listed
 	if err := b.GC(t.Context(), []Attachment{{Pod: kept}}); err != nil {
 		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{torn: false, fresh: true} {
+		if _, err := os.Lstat(path); (err == nil) != want {
+			t.Errorf("%s is there: %v, want %v", path, err == nil, want)
+		}
 	}
 	// The fake releases nothing, so host-local itself is asked too.
 	want := []string{"a " + string(journal), "a " + string(leased), "host-local " + string(leased), "a " + string(elsewhere), "host-local " + string(elsewhere)}

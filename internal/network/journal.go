@@ -123,13 +123,16 @@ func (n *Network) records() ([]pod.ID, error) {
 	return ids, nil
 }
 
+// newFile is the pattern of files that are being written.
+const newFile = ".new-*"
+
 // writeFile replaces a file in one step. Configurations may hold tokens, so only
 // root reads what is made here.
 func writeFile(path string, data []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	f, err := os.CreateTemp(filepath.Dir(path), newFile) // mode 0600
 	if err != nil {
 		return err
 	}
