@@ -45,13 +45,15 @@ func (r *runner) session(ctx context.Context, a *pod.App, started chan<- error) 
 // what it prints.
 func (r *runner) terminalSession(ctx context.Context, a *pod.App, started chan<- error) (pod.AppStatus, error) {
 	var failed atomic.Bool
+	begun := make(chan struct{})
 	begin := func() error {
+		defer close(begun)
 		err := r.launch(ctx, a)
 		failed.Store(err != nil)
 		started <- err
 		return err
 	}
-	err := attachTerminal(ctx, r.env, func(ctx context.Context, s engine.Streams) error {
+	err := attachTerminal(ctx, r.env, begun, func(ctx context.Context, s engine.Streams) error {
 		s.Start = begin
 		err := r.be.Engine.Attach(ctx, a.ID, s)
 		select {
@@ -72,8 +74,9 @@ func (r *runner) terminalSession(ctx context.Context, a *pod.App, started chan<-
 }
 
 // attachTerminal puts the user's terminal into raw mode while f runs, so that
-// every key, ctrl-c too, is the app's; ctrl-p ctrl-q leaves.
-func attachTerminal(ctx context.Context, env *Env, f func(context.Context, engine.Streams) error) error {
+// every key, ctrl-c too, is the app's; ctrl-p ctrl-q leaves, but not before begun is
+// closed, if there is one.
+func attachTerminal(ctx context.Context, env *Env, begun <-chan struct{}, f func(context.Context, engine.Streams) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	detached := make(chan struct{})
@@ -93,8 +96,15 @@ func attachTerminal(ctx context.Context, env *Env, f func(context.Context, engin
 	case err := <-result:
 		return err
 	case <-detached:
-		return errDetached
 	}
+	if begun != nil {
+		select {
+		case <-begun:
+		case err := <-result: // it did not come to that
+			return err
+		}
+	}
+	return errDetached
 }
 
 // watchSize sends the terminal's size now and whenever it changes.
