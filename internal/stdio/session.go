@@ -292,16 +292,16 @@ func (s *Server) listen(conn *seqpacket, c *container, k *sink, stdin bool) {
 	}
 }
 
-// awaitInput gives what an app reads from, nil if it reads nothing. A terminal may
-// still have to come.
+// awaitInput gives what an app reads from, nil if it reads nothing. It waits for the
+// app's end to be there: what is written to a pipe without a reader is lost.
 func (c *container) awaitInput(conn *seqpacket) *os.File {
 	for {
 		c.mu.Lock()
 		input, err := c.openInput(true)
-		coming := c.saved.TTY && c.saved.Stdin && c.streams[stdout].src < 0 && !c.finished && !c.streams[stdout].eof
+		coming := c.saved.Stdin && !c.finished && !c.streams[stdout].armed
 		changed := c.wait()
 		c.mu.Unlock()
-		if input != nil || err != nil || !coming {
+		if err != nil || !coming {
 			return input
 		}
 		select {

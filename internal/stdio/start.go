@@ -141,6 +141,7 @@ func (s *Server) appEnds(c *container) ([]int, error) {
 			return nil, err
 		}
 	}
+	c.signal() // who has input for the app may go on
 	return ends, nil
 }
 

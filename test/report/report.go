@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -84,6 +86,9 @@ func (r *reporter) event(e event) {
 		r.broken = true
 		r.failed += one
 		fmt.Fprint(r.out, r.printed[key])
+		if e.Test == "" {
+			r.unfinished(e.Package)
+		}
 	case "skip":
 		r.skipped += one
 		if e.Test != "" {
@@ -95,4 +100,15 @@ func (r *reporter) event(e event) {
 		return
 	}
 	delete(r.printed, key)
+}
+
+// unfinished prints what tests of a package said that never ended: the package was
+// killed, and why may be in there.
+func (r *reporter) unfinished(pkg string) {
+	for _, key := range slices.Sorted(maps.Keys(r.printed)) {
+		if test, ok := strings.CutPrefix(key, pkg+" "); ok && test != "" {
+			fmt.Fprintf(r.out, "--- UNFINISHED: %s\n%s", test, r.printed[key])
+			delete(r.printed, key)
+		}
+	}
 }

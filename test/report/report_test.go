@@ -29,6 +29,11 @@ func TestReport(t *testing.T) {
 			ok + `{"Action":"build-output","ImportPath":"q","Output":"syntax error\n"}` + "\n" + `{"Action":"build-fail","ImportPath":"q"}`,
 			false, "syntax error\n",
 		},
+		"killed": {
+			`{"Action":"output","Package":"p","Test":"TestA","Output":"so far\n"}` + "\n" +
+				`{"Action":"output","Package":"p","Output":"panic\n"}` + "\n" + `{"Action":"fail","Package":"p"}`,
+			false, "panic\n--- UNFINISHED: TestA\nso far\n",
+		},
 		"nothing ran": {"", false, "0 passed"},
 	} {
 		t.Run(name, func(t *testing.T) {
