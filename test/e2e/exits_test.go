@@ -24,7 +24,7 @@ import (
 )
 
 // exits is how many ends of apps each of the two tests looks at.
-func exits() int { return machine.Amount(1000, 100) }
+func exits() int { return machine.Amount(1000, 60) }
 
 // TestExitsWhilePID1IsBusy starts apps that end at once while PID 1 reloads, executes
 // itself again, loses its bus, and has a unit started and stopped all the time. Every
@@ -163,14 +163,14 @@ func TestSixMiB(t *testing.T) {
 	pull(t, n, busybox)
 	p := newPod(t, n, hostNetwork)
 	small := limits(pod.Resources{Memory: 6 << 20, MemorySwap: 6 << 20})
-	for range 20 {
+	for range machine.Amount(20, 5) {
 		a := newApp(t, n, p, small, shell("exit 7"))
 		start(t, n, a)
 		if s := wait(t, n, a); s.Exit.Code != 7 || s.Exit.Reason != pod.ReasonError {
 			t.Fatalf("exit 7: %d %s %s", s.Exit.Code, s.Exit.Reason, s.Exit.Message)
 		}
 	}
-	for range 5 {
+	for range machine.Amount(5, 2) {
 		a := newApp(t, n, p, small, shell("x=a; while true; do x=$x$x; done"))
 		start(t, n, a)
 		if s := wait(t, n, a); s.Exit.Code != 137 || s.Exit.Reason != pod.ReasonOOMKilled {
@@ -187,7 +187,7 @@ func TestPidsExhausted(t *testing.T) {
 	p := newPod(t, n, hostNetwork)
 	// The shell fails to fork at some point, and ends while its children sleep on.
 	script := "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 1000 & done; exit 9"
-	for range 5 {
+	for range machine.Amount(5, 2) {
 		a := newApp(t, n, p, limits(pod.Resources{Pids: 12}), shell(script))
 		start(t, n, a)
 		s := wait(t, n, a)
@@ -221,7 +221,7 @@ func TestPodOutOfMemory(t *testing.T) {
 	p := kubeletPod(t, n, "MemoryMax=24M", "MemorySwapMax=0")
 	idle := newApp(t, n, p, command("/bin/sleep", "1000"))
 	start(t, n, idle)
-	for range 5 {
+	for range machine.Amount(5, 2) {
 		a := newApp(t, n, p, shell("x=a; while true; do x=$x$x; done"))
 		start(t, n, a)
 		if s := wait(t, n, a); s.Exit.Code != 137 || s.Exit.Reason != pod.ReasonOOMKilled {
@@ -236,7 +236,7 @@ func TestSliceKilled(t *testing.T) {
 	guard(t)
 	n := openNode(t)
 	pull(t, n, busybox)
-	for range 5 {
+	for range machine.Amount(5, 2) {
 		p := kubeletPod(t, n)
 		dir := filepath.Join("/sys/fs/cgroup", unit.CgroupOf(p.Slice))
 		var apps []*pod.App

@@ -320,7 +320,7 @@ func TestStdioKilledAtRandom(t *testing.T) {
 func TestStdioThousandsOfDescriptors(t *testing.T) {
 	guard(t)
 	stdioGuard(t)
-	apps := machine.Amount(1500, 300)
+	apps := machine.Amount(1500, 150)
 	dir := t.TempDir()
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 16384, Max: 524288}); err != nil {
 		t.Fatal(err)

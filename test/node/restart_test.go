@@ -21,12 +21,12 @@ import (
 	"gantry/test/machine"
 )
 
-// TestServerKilledUnderPods kills gantry-cri ten times, and fifty times in the long
+// TestServerKilledUnderPods kills gantry-cri six times, and fifty times in the long
 // run, at random moments, while pods run, end and are asked about. No pod may notice.
 func TestServerKilledUnderPods(t *testing.T) {
 	guard(t)
 	needsGantry(t)
-	kills, pods := machine.Amount(50, 10), 5
+	kills, pods := machine.Amount(50, 6), 5
 	e := dial(t)
 	var running []container
 	for i := range pods {
