@@ -316,7 +316,7 @@ func TestStdioKilledAtRandom(t *testing.T) {
 }
 
 // TestStdioThousandsOfDescriptors restarts the service when it holds 6,000 of them in
-// the long run, 1,200 in the short one.
+// the long run, 600 in the short one.
 func TestStdioThousandsOfDescriptors(t *testing.T) {
 	guard(t)
 	stdioGuard(t)
