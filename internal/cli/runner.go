@@ -197,7 +197,7 @@ func (r *runner) runMain(ctx context.Context) error {
 	apps := r.mainApps()
 	results := make([]pod.AppStatus, len(apps))
 	var group errgroup.Group
-	// Who detaches from one app leaves the others, too.
+	// Who detaches from one app leaves the others, too: all that are to be started are.
 	shown, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
 	for i, a := range apps {
@@ -206,16 +206,26 @@ func (r *runner) runMain(ctx context.Context) error {
 			run = r.session
 		}
 		started := make(chan error, 1)
+		start := func() error {
+			err := r.launch(ctx, a)
+			started <- err
+			return err
+		}
+		ended := make(chan struct{})
 		group.Go(func() (err error) {
-			results[i], err = run(shown, a, started)
+			defer close(ended)
+			results[i], err = run(shown, a, start)
 			if errors.Is(err, errDetached) {
 				leave(errDetached)
 			}
 			return err
 		})
-		if err := <-started; err != nil {
+		if err := begun(started, ended); err != nil {
 			r.kill(ctx)
 			err2 := group.Wait() // gives the terminal back
+			if errors.Is(err, errNotBegun) {
+				return err2
+			}
 			return errors.Join(r.startVerdict(a, err), err2)
 		}
 	}
@@ -226,6 +236,24 @@ func (r *runner) runMain(ctx context.Context) error {
 		return err
 	}
 	return firstFailure(r.env, results)
+}
+
+// errNotBegun is for an app whose session ended before its start: it has the error.
+var errNotBegun = errors.New("not started")
+
+// begun waits for the start of an app.
+func begun(started <-chan error, ended <-chan struct{}) error {
+	select {
+	case err := <-started:
+		return err
+	case <-ended:
+	}
+	select {
+	case err := <-started: // both: the app has ended already
+		return err
+	default:
+		return errNotBegun
+	}
 }
 
 // firstFailure is the exit code of the app that failed first, if one did.
@@ -251,10 +279,9 @@ func firstFailure(env *Env, results []pod.AppStatus) error {
 	return &codeError{exitCode(*first)}
 }
 
-// startAndFollow tells started how the start went; if it went wrong that is all.
-func (r *runner) startAndFollow(ctx context.Context, a *pod.App, started chan<- error) (pod.AppStatus, error) {
-	err := r.launch(ctx, a)
-	if started <- err; err != nil {
+// startAndFollow has nothing to add to an error of the start.
+func (r *runner) startAndFollow(ctx context.Context, a *pod.App, start func() error) (pod.AppStatus, error) {
+	if err := start(); err != nil {
 		return pod.AppStatus{}, nil
 	}
 	return r.follow(ctx, a)

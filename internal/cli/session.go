@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/term"
@@ -21,12 +20,11 @@ var errDetached = errors.New("detached")
 
 // session starts an app, connects stdin (and with a terminal, everything) to it and
 // waits for its end.
-func (r *runner) session(ctx context.Context, a *pod.App, started chan<- error) (pod.AppStatus, error) {
+func (r *runner) session(ctx context.Context, a *pod.App, start func() error) (pod.AppStatus, error) {
 	if a.TTY {
-		return r.terminalSession(ctx, a, started)
+		return r.terminalSession(ctx, a, start)
 	}
-	err := r.launch(ctx, a)
-	if started <- err; err != nil {
+	if err := start(); err != nil {
 		return pod.AppStatus{}, nil
 	}
 	// Output comes from the log, complete from its first byte.
@@ -43,30 +41,23 @@ func (r *runner) session(ctx context.Context, a *pod.App, started chan<- error) 
 
 // terminalSession is attached before the app is started, so that nothing is missed of
 // what it prints.
-func (r *runner) terminalSession(ctx context.Context, a *pod.App, started chan<- error) (pod.AppStatus, error) {
-	var failed atomic.Bool
-	begun := make(chan struct{})
-	begin := func() error {
-		defer close(begun)
-		err := r.launch(ctx, a)
-		failed.Store(err != nil)
-		started <- err
-		return err
-	}
-	err := attachTerminal(ctx, r.env, begun, func(ctx context.Context, s engine.Streams) error {
-		s.Start = begin
-		err := r.be.Engine.Attach(ctx, a.ID, s)
-		select {
-		case started <- err: // it was not even attached, or nobody listens any more
-		default:
+func (r *runner) terminalSession(ctx context.Context, a *pod.App, start func() error) (pod.AppStatus, error) {
+	var startErr error
+	begun := false
+	err := attachTerminal(ctx, r.env, func(ctx context.Context, s engine.Streams) error {
+		s.Start = func() error {
+			begun, startErr = true, start()
+			return startErr
 		}
-		return err
+		return r.be.Engine.Attach(ctx, a.ID, s)
 	})
 	switch {
-	case failed.Load():
-		return pod.AppStatus{}, nil
-	case errors.Is(err, errDetached):
+	case errors.Is(err, errDetached): // stdin is read after the start only
 		return pod.AppStatus{}, errDetached
+	case !begun:
+		return pod.AppStatus{}, err
+	case startErr != nil:
+		return pod.AppStatus{}, nil
 	case err != nil && !errors.Is(err, pod.ErrState):
 		return pod.AppStatus{}, err
 	}
@@ -74,9 +65,8 @@ func (r *runner) terminalSession(ctx context.Context, a *pod.App, started chan<-
 }
 
 // attachTerminal puts the user's terminal into raw mode while f runs, so that
-// every key, ctrl-c too, is the app's; ctrl-p ctrl-q leaves, but not before begun is
-// closed, if there is one.
-func attachTerminal(ctx context.Context, env *Env, begun <-chan struct{}, f func(context.Context, engine.Streams) error) error {
+// every key, ctrl-c too, is the app's; ctrl-p ctrl-q leaves.
+func attachTerminal(ctx context.Context, env *Env, f func(context.Context, engine.Streams) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	detached := make(chan struct{})
@@ -96,15 +86,8 @@ func attachTerminal(ctx context.Context, env *Env, begun <-chan struct{}, f func
 	case err := <-result:
 		return err
 	case <-detached:
+		return errDetached
 	}
-	if begun != nil {
-		select {
-		case <-begun:
-		case err := <-result: // it did not come to that
-			return err
-		}
-	}
-	return errDetached
 }
 
 // watchSize sends the terminal's size now and whenever it changes.

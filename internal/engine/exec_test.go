@@ -138,11 +138,16 @@ func (b *bench) runningWith(name string, r pod.Resources) pod.AppStatus {
 // prepared makes an app that was never started, in a pod of its own.
 func (b *bench) prepared(name string, r pod.Resources) *pod.App {
 	b.t.Helper()
-	p, err := b.CreatePod(b.t.Context(), hostPod(name))
+	return b.preparedIn(hostPod(name), r)
+}
+
+func (b *bench) preparedIn(spec pod.Pod, r pod.Resources) *pod.App {
+	b.t.Helper()
+	p, err := b.CreatePod(b.t.Context(), spec)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	a, err := b.CreateApp(b.t.Context(), p.ID, AppSpec{Name: name, Image: b.image, Command: []string{"app"}, Resources: r})
+	a, err := b.CreateApp(b.t.Context(), p.ID, AppSpec{Name: spec.Name, Image: b.image, Command: []string{"app"}, Resources: r})
 	if err != nil {
 		b.t.Fatal(err)
 	}

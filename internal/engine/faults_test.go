@@ -300,15 +300,8 @@ func TestGCOfLostApps(t *testing.T) {
 	ctx := t.Context()
 	spec := hostPod("lost")
 	spec.Owner = pod.OwnerCLI
-	p, err := b.CreatePod(ctx, spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := b.CreateApp(ctx, p.ID, AppSpec{Name: "app", Image: b.image, Command: []string{"app"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := b.Engine.store.App(p.ID, a.ID)
+	a := b.preparedIn(spec, pod.Resources{})
+	dir := b.Engine.store.App(a.Pod, a.ID)
 	b.put(filepath.Join(dir, "run.json"), pod.Run{Started: time.Now().Add(-24 * time.Hour), BootID: "another", PID: 1})
 	status := func() pod.AppStatus {
 		t.Helper()
@@ -337,7 +330,7 @@ func TestGCOfLostApps(t *testing.T) {
 	if _, err := b.GC(ctx, GCOptions{ExitedPods: time.Nanosecond}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Pod(p.ID); !errors.Is(err, pod.ErrNotFound) {
+	if _, err := b.Pod(a.Pod); !errors.Is(err, pod.ErrNotFound) {
 		t.Errorf("a pod that is long dead: %v", err)
 	}
 }
@@ -350,14 +343,7 @@ func TestNeverStarted(t *testing.T) {
 	ctx := t.Context()
 	spec := hostPod("never")
 	spec.Owner = pod.OwnerCLI
-	p, err := b.CreatePod(ctx, spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := b.CreateApp(ctx, p.ID, AppSpec{Name: "app", Image: b.image, Command: []string{"app"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := b.preparedIn(spec, pod.Resources{})
 	brief, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
 	if _, err := b.WaitApp(brief, a.ID); !errors.Is(err, context.DeadlineExceeded) {
@@ -366,10 +352,10 @@ func TestNeverStarted(t *testing.T) {
 	if _, err := b.GC(ctx, GCOptions{ExitedPods: time.Nanosecond}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Pod(p.ID); err != nil {
+	if _, err := b.Pod(a.Pod); err != nil {
 		t.Errorf("a prepared pod: %v", err)
 	}
-	if err := b.StopPod(ctx, p.ID); err != nil {
+	if err := b.StopPod(ctx, a.Pod); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.WaitApp(ctx, a.ID); !errors.Is(err, pod.ErrState) {
@@ -378,7 +364,7 @@ func TestNeverStarted(t *testing.T) {
 	if _, err := b.GC(ctx, GCOptions{ExitedPods: time.Nanosecond}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Pod(p.ID); !errors.Is(err, pod.ErrNotFound) {
+	if _, err := b.Pod(a.Pod); !errors.Is(err, pod.ErrNotFound) {
 		t.Errorf("a pod that was stopped before it started: %v", err)
 	}
 }
@@ -507,7 +493,7 @@ func TestUnreadablePod(t *testing.T) {
 			}
 		}
 		for name, err := range map[string]error{
-			"stop pod": b.StopPod(ctx, p.ID), "remove pod": b.RemovePod(ctx, p.ID), "remove app": b.RemoveApp(ctx, a.ID), "stop app": b.StopApp(ctx, a.ID, 0),
+			"stop pod": b.StopPod(ctx, a.Pod), "remove pod": b.RemovePod(ctx, p.ID), "remove app": b.RemoveApp(ctx, a.ID), "stop app": b.StopApp(ctx, a.ID, 0),
 		} {
 			if !errors.Is(err, pod.ErrUnavailable) || errors.Is(err, pod.ErrInvalid) {
 				t.Errorf("%s: %v", name, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,7 +17,9 @@ type outflow struct {
 	from *os.File
 	to   io.Writer
 
-	taken, given atomic.Int64 // bytes read from the process, and passed on
+	mu    sync.Mutex
+	taken int64        // bytes read from the process, of which there are no more in from
+	given atomic.Int64 // bytes passed on
 }
 
 // run copies until the end. When the reader has gone the rest is read and dropped:
@@ -25,8 +28,7 @@ func (o *outflow) run() {
 	buf := make([]byte, 32<<10)
 	gone := o.to == nil
 	for {
-		n, err := o.from.Read(buf)
-		o.taken.Add(int64(n))
+		n, err := o.take(buf)
 		if n > 0 && !gone {
 			_, writeErr := o.to.Write(buf[:n])
 			gone = writeErr != nil
@@ -38,27 +40,45 @@ func (o *outflow) run() {
 	}
 }
 
-// unread are the bytes that the process wrote and nobody read yet.
-func (o *outflow) unread() (n int64) {
+// take is a Read that counts in the same moment.
+func (o *outflow) take(buf []byte) (n int, err error) {
+	raw, err := o.from.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	waitErr := raw.Read(func(fd uintptr) bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		for err = unix.EINTR; err == unix.EINTR; {
+			n, err = unix.Read(int(fd), buf)
+		}
+		n = max(n, 0)
+		o.taken += int64(n)
+		return err != unix.EAGAIN
+	})
+	switch {
+	case waitErr != nil:
+		return n, waitErr
+	case n == 0 && err == nil:
+		return 0, io.EOF
+	}
+	return n, err
+}
+
+// goal is how much must be given for all that was printed so far.
+func (o *outflow) goal() (n int64) {
 	raw, err := o.from.SyscallConn()
 	if err != nil {
 		return 0
 	}
-	_ = raw.Control(func(fd uintptr) { // what is closed has none
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_ = raw.Control(func(fd uintptr) { // in what is closed nothing waits
 		if have, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil {
 			n = int64(have)
 		}
 	})
-	return n
-}
-
-// goal is how much must be given for all that was printed so far. It may be too much
-// by what is read at this moment: through knows that.
-func (o *outflow) goal() int64 { return o.unread() + o.taken.Load() }
-
-func (o *outflow) through(goal int64) bool {
-	given := o.given.Load()
-	return given >= goal || o.unread() == 0 && o.taken.Load() == given
+	return n + o.taken
 }
 
 // drainTime is how long the end of the output is waited for after the process
@@ -95,7 +115,7 @@ func (s *session) drain(ctx context.Context, patience time.Duration) {
 
 func allThrough(flows []*outflow, goals []int64) bool {
 	for i, o := range flows {
-		if !o.through(goals[i]) {
+		if o.given.Load() < goals[i] {
 			return false
 		}
 	}

@@ -33,6 +33,20 @@ func TestTargetOfAnotherPod(t *testing.T) {
 	}
 }
 
+// newStarting is the start of a prepared app, in a world of its own.
+func newStarting(t *testing.T) (*world, *starting) {
+	t.Helper()
+	w := newLiveWorld(t)
+	p := w.pod()
+	a := w.app(p)
+	w.load()
+	s, err := w.App(a.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w, &starting{e: w.Engine, p: p, a: s, unit: unit.Unit{Name: unit.App(string(a.ID))}}
+}
+
 // launching is a PID 1 whose jobs fail after something has happened.
 type launching struct {
 	*systemdtest.Fake
@@ -61,16 +75,8 @@ func TestStartOfAnAppThatEnded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newLiveWorld(t)
-			p := w.pod()
-			a := w.app(p)
-			w.load()
-			s, err := w.App(a.ID)
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.cfg.Systemd = &launching{w.manager.Fake, func() { w.ended(a, c.ran, c.exit) }}
-			st := &starting{e: w.Engine, p: p, a: s, unit: unit.Unit{Name: unit.App(string(a.ID))}}
+			w, st := newStarting(t)
+			w.cfg.Systemd = &launching{w.manager.Fake, func() { w.ended(st.a.App, c.ran, c.exit) }}
 			if err := st.startUnit(t.Context()); err == nil && c.want != "" || err != nil && err.Error() != c.want {
 				t.Errorf("start: %v, want %q", err, c.want)
 			}
@@ -113,20 +119,12 @@ func TestStartIsJoined(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newLiveWorld(t)
-			p := w.pod()
-			a := w.app(p)
-			w.load()
-			s, err := w.App(a.ID)
-			if err != nil {
-				t.Fatal(err)
-			}
+			w, st := newStarting(t)
 			if c.exit != nil {
-				w.ended(a, c.ran, *c.exit)
+				w.ended(st.a.App, c.ran, *c.exit)
 			}
 			w.cfg.Systemd = &existing{w.manager.Fake, []systemd.State{at, at, c.last}}
-			st := &starting{e: w.Engine, p: p, a: s, unit: unit.Unit{Name: unit.App(string(a.ID))}}
-			err = st.startUnit(t.Context())
+			err := st.startUnit(t.Context())
 			if err == nil && c.want != "" || err != nil && (c.want == "" || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("start: %v, want %q", err, c.want)
 			}

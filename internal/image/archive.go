@@ -73,9 +73,6 @@ const (
 	maxMtime   = 1 << 40
 	// What the trees of an image may take while they are built, besides their nodes.
 	maxMemory = 256 << 20
-	// maxMeta bounds the layers' trees that a merge takes into memory: it is what
-	// entries and memory above come to, with room.
-	maxMeta = 1 << 30
 	// An honest layer shrinks by 3 to 10 when compressed; a terabyte of zeros by
 	// 1,000 or more. Below freeBytes an image, any ratio is fine.
 	maxRatio  = 200

@@ -226,8 +226,8 @@ func (s *Store) loadMerged(hexes []string) (*merged, error) {
 		if entries += super.Inodes; entries > s.maxEntries {
 			return nil, fmt.Errorf("the image's layers have more than %d entries: %w", s.maxEntries, errRefused)
 		}
-		if meta += super.Meta; meta > maxMeta {
-			return nil, fmt.Errorf("the image's layers have more than %d bytes of metadata: %w", int64(maxMeta), errRefused)
+		if meta += super.Meta; meta > erofs.MaxMeta {
+			return nil, fmt.Errorf("the image's layers have more than %d bytes of metadata: %w", int64(erofs.MaxMeta), errRefused)
 		}
 		device := slices.Index(m.layers, hex)
 		if device < 0 {

@@ -121,8 +121,15 @@ func (s *Store) Image(name string) (*Image, error) {
 	return x.images[hex].clone(), nil
 }
 
-// Has tells whether an image of that ID is there. It is cheap.
-func (s *Store) Has(id string) bool { return disk.Exists(s.imageDir(hexOf(id))) }
+// Has tells whether an image of that ID is there. A removal that is under way is
+// waited for: it may have asked InUse before the caller needed the image.
+func (s *Store) Has(ctx context.Context, id string) (bool, error) {
+	l, err := s.lock(ctx)
+	if err != nil {
+		return false, fmt.Errorf("look for image %s: %w", id, err)
+	}
+	return disk.Exists(s.imageDir(hexOf(id))), l.Unlock()
+}
 
 // find resolves a name. A tag that looks like an ID is a tag.
 func (x *index) find(name string) (string, error) {

@@ -17,7 +17,8 @@ type AttachOptions struct {
 	// Resize gives the sizes of the client's terminal.
 	Resize <-chan Size
 	// Start, if set, is called when the ends are connected: an app that has no streams
-	// yet is waited for, and may be started now. Its error ends the session.
+	// yet is waited for, and may be started now. Its error ends the session. Stdin is
+	// not read before.
 	Start func() error
 }
 
@@ -40,18 +41,18 @@ func (c Client) Attach(ctx context.Context, app pod.ID, o AttachOptions) error {
 	if _, err := exchange(conn, req); err != nil {
 		return wrap("attach to app", app, errors.Join(ctx.Err(), err))
 	}
+	done := make(chan struct{})
+	defer close(done)
+	if o.Resize != nil {
+		go sendSizes(conn, o.Resize, done)
+	}
 	if o.Start != nil {
 		if err := o.Start(); err != nil {
 			return err
 		}
 	}
-	done := make(chan struct{})
-	defer close(done)
 	if o.Stdin != nil {
 		go sendInput(conn, o.Stdin)
-	}
-	if o.Resize != nil {
-		go sendSizes(conn, o.Resize, done)
 	}
 	err = receive(conn, o)
 	if ctx.Err() != nil {

@@ -11,8 +11,8 @@ import (
 // errCorrupt is what Load answers to anything a Writer would not have written.
 var errCorrupt = errors.New("not an image of this program, or a damaged one")
 
-// maxMeta bounds the metadata that Load takes into memory.
-const maxMeta = 1 << 30
+// MaxMeta bounds the metadata that Load takes into memory.
+const MaxMeta = 1 << 30
 
 // Super is what Load tells of an image besides its tree.
 type Super struct {
@@ -46,7 +46,7 @@ func Load(r io.ReaderAt) (*Node, Super, error) {
 		devices: info.Devices, nodes: map[uint64]*Node{},
 	}
 	size := (l.blocks - l.start) * BlockSize
-	if le.Uint32(sb[0:]) != superMagic || sb[12] != blockBits || size <= 0 || size > maxMeta {
+	if le.Uint32(sb[0:]) != superMagic || sb[12] != blockBits || size <= 0 || size > MaxMeta {
 		return nil, Super{}, fmt.Errorf("read image: super block: %w", errCorrupt)
 	}
 	if inodes := le.Uint64(sb[16:]); inodes <= uint64(size/inodeSize) {
@@ -134,7 +134,7 @@ func (l *loader) tree(nid uint64) (*Node, error) {
 
 // node decodes an inode; for a directory it also returns its entries.
 func (l *loader) node(nid uint64) (*Node, []byte, error) {
-	if l.left--; l.left < 0 || nid > maxMeta>>slotBits {
+	if l.left--; l.left < 0 || nid > MaxMeta>>slotBits {
 		return nil, nil, errCorrupt
 	}
 	at := int64(nid) << slotBits
