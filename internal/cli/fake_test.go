@@ -383,6 +383,14 @@ func (f *fakeEngine) ReopenLog(context.Context, pod.ID) error { return pod.ErrUn
 func (f *fakeEngine) AppStats(context.Context, pod.ID) (engine.Stats, error) {
 	return engine.Stats{}, pod.ErrUnsupported
 }
+
+func (f *fakeEngine) PodStats(context.Context, pod.ID) (engine.PodStats, error) {
+	return engine.PodStats{}, pod.ErrUnsupported
+}
+
+func (f *fakeEngine) AppMetrics(context.Context, pod.ID) (engine.Metrics, error) {
+	return engine.Metrics{}, pod.ErrUnsupported
+}
 func (f *fakeEngine) Images() *image.Store      { return nil }
 func (f *fakeEngine) Network() *network.Network { return nil }
 

@@ -37,6 +37,7 @@ type Images interface {
 	Images() ([]*image.Image, error)
 	Remove(ctx context.Context, name string) error
 	Info() (image.FsInfo, error)
+	Mountpoint() string
 }
 
 // Network is what the server needs of the pod network.

@@ -79,6 +79,8 @@ func (f *imagesFake) Remove(_ context.Context, name string) error {
 	return nil
 }
 
+func (f *imagesFake) Mountpoint() string { return "/var/lib/gantry" }
+
 func (f *imagesFake) Info() (image.FsInfo, error) {
 	return image.FsInfo{Mountpoint: "/var/lib/gantry", UsedBytes: 10, Inodes: 3}, nil
 }
@@ -493,6 +495,53 @@ func TestStats(t *testing.T) {
 	wantCode(t, second(b.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: one})), codes.Unknown)
 }
 
+func TestPodStats(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ctx := t.Context()
+	sandbox, down := b.run(t, "a"), b.run(t, "down")
+	one, ended := b.start(t, sandbox, nil), b.start(t, sandbox, func(c *runtimeapi.ContainerConfig) { c.Metadata.Name = "b" })
+	b.engine.End(pod.ID(ended), 0, 0, pod.ReasonCompleted)
+	if _, err := b.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: down}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := b.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
+	if err != nil || len(list.Stats) != 1 {
+		t.Fatalf("list: %v, %v", list, err)
+	}
+	got := list.Stats[0]
+	if a := got.Attributes; a.Id != sandbox || a.Metadata.Name != "a" || a.Metadata.Uid != "uid-a" || a.Labels["app"] != "a" {
+		t.Errorf("attributes: %v", a)
+	}
+	l := got.Linux
+	if l.Cpu.UsageCoreNanoSeconds.Value != 6e9 || l.Memory.WorkingSetBytes.Value != 3<<20 || l.Process.ProcessCount.Value != 3 ||
+		l.Io.Psi.Full.Total != 2000 || l.Process.Timestamp == 0 || len(l.Containers) != 1 || l.Containers[0].Attributes.Id != one {
+		t.Errorf("got %v", l)
+	}
+	if d := l.Network.DefaultInterface; d.Name != "eth0" || d.RxBytes.Value != 10 || d.RxErrors.Value != 3 || d.TxBytes.Value != 50 || d.TxErrors.Value != 7 {
+		t.Errorf("default interface: %v", d)
+	}
+	if more := l.Network.Interfaces; l.Network.Timestamp == 0 || len(more) != 1 || more[0].Name != "net1" {
+		t.Errorf("network: %v", l.Network)
+	}
+	filtered := &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": "other"}}}
+	if list, err := b.ListPodSandboxStats(ctx, filtered); err != nil || len(list.Stats) != 0 {
+		t.Errorf("filtered: %v, %v", list, err)
+	}
+	wantCode(t, second(b.PodSandboxStats(ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: ""})), codes.NotFound)
+
+	config := sandboxConfig("host")
+	config.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+	host, err := b.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := b.PodSandboxStats(ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: host.PodSandboxId})
+	if err != nil || s.Stats.Linux.Network != nil || s.Stats.Linux.Cpu == nil {
+		t.Errorf("a pod of the host's network: %v, %v", s, err)
+	}
+}
+
 func TestImages(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -713,7 +762,6 @@ func TestUnimplementedMethods(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	wantCode(t, second(b.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{})), codes.Unimplemented)
-	wantCode(t, second(b.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{})), codes.Unimplemented)
 	stream, err := b.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
 	if err == nil {
 		_, err = stream.Recv()

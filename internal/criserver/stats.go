@@ -8,6 +8,7 @@ import (
 
 	"gantry/internal/cri"
 	"gantry/internal/engine"
+	"gantry/internal/network"
 	"gantry/internal/pod"
 )
 
@@ -20,11 +21,10 @@ func (s *runtimeService) ContainerStats(ctx context.Context, r *runtimeapi.Conta
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ContainerStatsResponse{Stats: fromStats(a, got, s.mountpoint())}, nil
+	return &runtimeapi.ContainerStatsResponse{Stats: fromStats(a, got, s.cfg.Images.Mountpoint())}, nil
 }
 
-// ListContainerStats tells of the containers that run. One that ends meanwhile is
-// left out; one that cannot be read does not hide the others.
+// ListContainerStats tells of the containers that run.
 func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	all, err := s.pods()
 	if err != nil {
@@ -35,30 +35,121 @@ func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtimeapi.L
 		Id: f.GetId(), PodSandboxId: f.GetPodSandboxId(), LabelSelector: f.GetLabelSelector(),
 		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
 	})
-	mountpoint := s.mountpoint()
-	resp := &runtimeapi.ListContainerStatsResponse{}
+	stats, err := s.containerStats(ctx, apps)
+	return &runtimeapi.ListContainerStatsResponse{Stats: stats}, err
+}
+
+// containerStats looks at apps that run. One that ends meanwhile is left out; one that
+// cannot be read does not hide the others.
+func (s *Server) containerStats(ctx context.Context, apps []pod.AppStatus) (out []*runtimeapi.ContainerStats, err error) {
+	mountpoint := s.cfg.Images.Mountpoint()
 	for _, a := range apps {
 		got, err := s.cfg.Engine.AppStats(ctx, a.ID)
-		switch {
-		case err == nil:
-			resp.Stats = append(resp.Stats, fromStats(a, got, mountpoint))
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case errors.Is(err, pod.ErrNotFound) || errors.Is(err, pod.ErrState):
-		default:
-			s.log.Warn("stats of a container are missing", "app", a.ID, "err", err)
+		left, err := s.leftOut(ctx, "app", a.ID, err)
+		if err != nil {
+			return nil, err
+		}
+		if !left {
+			out = append(out, fromStats(a, got, mountpoint))
+		}
+	}
+	return out, nil
+}
+
+// leftOut tells whether a list goes without something that could not be read; only the
+// end of the request ends the list.
+func (s *Server) leftOut(ctx context.Context, kind string, id pod.ID, err error) (bool, error) {
+	switch {
+	case err == nil:
+		return false, nil
+	case ctx.Err() != nil:
+		return false, ctx.Err()
+	case !errors.Is(err, pod.ErrNotFound) && !errors.Is(err, pod.ErrState):
+		s.log.Warn("statistics are missing", kind, id, "err", err)
+	}
+	return true, nil
+}
+
+// PodSandboxStats tells of one pod with its containers.
+func (s *runtimeService) PodSandboxStats(ctx context.Context, r *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+	p, err := s.findPod(r.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	stats, err := s.sandboxStats(ctx, p)
+	return &runtimeapi.PodSandboxStatsResponse{Stats: stats}, err
+}
+
+// ListPodSandboxStats tells of the pods that are ready.
+func (s *runtimeService) ListPodSandboxStats(ctx context.Context, r *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	all, err := s.pods()
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.ListPodSandboxStatsResponse{}
+	for _, p := range cri.Pods(all, &runtimeapi.PodSandboxFilter{
+		Id: r.GetFilter().GetId(), LabelSelector: r.GetFilter().GetLabelSelector(),
+		State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
+	}) {
+		stats, err := s.sandboxStats(ctx, p)
+		left, err := s.leftOut(ctx, "pod", p.ID, err)
+		if err != nil {
+			return nil, err
+		}
+		if !left {
+			resp.Stats = append(resp.Stats, stats)
 		}
 	}
 	return resp, nil
 }
 
-// mountpoint names the file system of writable layers and images.
-func (s *Server) mountpoint() string {
-	info, err := s.cfg.Images.Info()
+func (s *Server) sandboxStats(ctx context.Context, p pod.PodStatus) (*runtimeapi.PodSandboxStats, error) {
+	got, err := s.cfg.Engine.PodStats(ctx, p.ID)
 	if err != nil {
-		s.log.Warn("file system of images is unknown", "err", err)
+		return nil, err
 	}
-	return info.Mountpoint
+	var running []pod.AppStatus
+	for _, a := range p.Apps {
+		if a.Phase == pod.Running {
+			running = append(running, a)
+		}
+	}
+	containers, err := s.containerStats(ctx, running)
+	if err != nil {
+		return nil, err
+	}
+	st := got.Stats
+	return &runtimeapi.PodSandboxStats{
+		Attributes: &runtimeapi.PodSandboxAttributes{
+			Id: string(p.ID), Metadata: cri.FromPod(p).Metadata, Labels: p.Labels, Annotations: p.Annotations,
+		},
+		Linux: &runtimeapi.LinuxPodSandboxStats{
+			Cpu: cpuUsage(st), Memory: memoryUsage(st), Io: ioUsage(st), Network: networkUsage(got),
+			Process:    &runtimeapi.ProcessUsage{Timestamp: st.Time.UnixNano(), ProcessCount: number(got.Processes)},
+			Containers: containers,
+		},
+	}, nil
+}
+
+// networkUsage is nil for a pod of the host's network: what passes there is not its own.
+func networkUsage(st engine.PodStats) *runtimeapi.NetworkUsage {
+	if len(st.Interfaces) == 0 {
+		return nil
+	}
+	out := &runtimeapi.NetworkUsage{Timestamp: st.Time.UnixNano()}
+	for _, i := range st.Interfaces {
+		u := &runtimeapi.NetworkInterfaceUsage{
+			Name:    i.Name,
+			RxBytes: number(i.Received.Bytes), RxErrors: number(i.Received.Errors),
+			TxBytes: number(i.Sent.Bytes), TxErrors: number(i.Sent.Errors),
+		}
+		if i.Name == network.InterfaceName {
+			out.DefaultInterface = u
+		} else {
+			out.Interfaces = append(out.Interfaces, u)
+		}
+	}
+	return out
 }
 
 func fromStats(a pod.AppStatus, st engine.Stats, mountpoint string) *runtimeapi.ContainerStats {
@@ -70,18 +161,10 @@ func fromStats(a pod.AppStatus, st engine.Stats, mountpoint string) *runtimeapi.
 			Labels:      a.Labels,
 			Annotations: a.Annotations,
 		},
-		Cpu: &runtimeapi.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: number(st.CPUNanos), Psi: pressure(st.CPUPressure)},
-		Memory: &runtimeapi.MemoryUsage{
-			Timestamp:       at,
-			WorkingSetBytes: number(st.MemoryWorkingSet),
-			UsageBytes:      number(st.MemoryUsage),
-			RssBytes:        number(st.MemoryRSS),
-			PageFaults:      number(st.PageFaults),
-			MajorPageFaults: number(st.MajorPageFaults),
-			Psi:             pressure(st.MemoryPressure),
-		},
-		Swap: &runtimeapi.SwapUsage{Timestamp: at, SwapUsageBytes: number(st.SwapUsage)},
-		Io:   &runtimeapi.IoUsage{Timestamp: at, Psi: pressure(st.IOPressure)},
+		Cpu:    cpuUsage(st),
+		Memory: memoryUsage(st),
+		Swap:   &runtimeapi.SwapUsage{Timestamp: at, SwapUsageBytes: number(st.SwapUsage)},
+		Io:     ioUsage(st),
 		WritableLayer: &runtimeapi.FilesystemUsage{
 			Timestamp:  at,
 			FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: mountpoint},
@@ -89,13 +172,34 @@ func fromStats(a pod.AppStatus, st engine.Stats, mountpoint string) *runtimeapi.
 			InodesUsed: number(st.RootfsInodes),
 		},
 	}
-	if st.MemoryLimit > 0 {
-		out.Memory.AvailableBytes = number(st.MemoryLimit - min(st.MemoryLimit, st.MemoryWorkingSet))
-	}
 	if st.SwapLimit > 0 {
 		out.Swap.SwapAvailableBytes = number(st.SwapLimit - min(st.SwapLimit, st.SwapUsage))
 	}
 	return out
+}
+
+func cpuUsage(st engine.Stats) *runtimeapi.CpuUsage {
+	return &runtimeapi.CpuUsage{Timestamp: st.Time.UnixNano(), UsageCoreNanoSeconds: number(st.CPUNanos), Psi: pressure(st.CPUPressure)}
+}
+
+func memoryUsage(st engine.Stats) *runtimeapi.MemoryUsage {
+	out := &runtimeapi.MemoryUsage{
+		Timestamp:       st.Time.UnixNano(),
+		WorkingSetBytes: number(st.MemoryWorkingSet),
+		UsageBytes:      number(st.MemoryUsage),
+		RssBytes:        number(st.MemoryRSS),
+		PageFaults:      number(st.PageFaults),
+		MajorPageFaults: number(st.MajorPageFaults),
+		Psi:             pressure(st.MemoryPressure),
+	}
+	if st.MemoryLimit > 0 {
+		out.AvailableBytes = number(st.MemoryLimit - min(st.MemoryLimit, st.MemoryWorkingSet))
+	}
+	return out
+}
+
+func ioUsage(st engine.Stats) *runtimeapi.IoUsage {
+	return &runtimeapi.IoUsage{Timestamp: st.Time.UnixNano(), Psi: pressure(st.IOPressure)}
 }
 
 func number(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }

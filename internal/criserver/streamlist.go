@@ -67,6 +67,22 @@ func (s *runtimeService) StreamContainerStats(r *runtimeapi.StreamContainerStats
 		})
 }
 
+func (s *runtimeService) StreamPodSandboxStats(r *runtimeapi.StreamPodSandboxStatsRequest, out grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxStatsResponse]) error {
+	return inPieces(out, s.ListPodSandboxStats, &runtimeapi.ListPodSandboxStatsRequest{Filter: r.GetFilter()},
+		(*runtimeapi.ListPodSandboxStatsResponse).GetStats,
+		func(part []*runtimeapi.PodSandboxStats) *runtimeapi.StreamPodSandboxStatsResponse {
+			return &runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: part}
+		})
+}
+
+func (s *runtimeService) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRequest, out grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxMetricsResponse]) error {
+	return inPieces(out, s.ListPodSandboxMetrics, &runtimeapi.ListPodSandboxMetricsRequest{},
+		(*runtimeapi.ListPodSandboxMetricsResponse).GetPodMetrics,
+		func(part []*runtimeapi.PodSandboxMetrics) *runtimeapi.StreamPodSandboxMetricsResponse {
+			return &runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: part}
+		})
+}
+
 func (s *imageService) StreamImages(r *runtimeapi.StreamImagesRequest, out grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
 	return inPieces(out, s.ListImages, &runtimeapi.ListImagesRequest{Filter: r.GetFilter()},
 		(*runtimeapi.ListImagesResponse).GetImages,

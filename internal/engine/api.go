@@ -106,6 +106,8 @@ type API interface {
 	ReopenLog(ctx context.Context, id pod.ID) error
 
 	AppStats(ctx context.Context, id pod.ID) (Stats, error)
+	PodStats(ctx context.Context, id pod.ID) (PodStats, error)
+	AppMetrics(ctx context.Context, id pod.ID) (Metrics, error)
 
 	Images() *image.Store
 	Network() *network.Network
@@ -123,6 +125,15 @@ type Stats struct {
 	Pids                                     uint64
 	RootfsBytes, RootfsInodes                uint64
 	CPUPressure, MemoryPressure, IOPressure  *Pressure
+}
+
+// PodStats of a pod: of its cgroup, which holds all that its apps and their helpers
+// use, and of its network. It has no writable layer.
+type PodStats struct {
+	Stats
+	Processes  uint64
+	Cgroup     string                   // below the root of all cgroups
+	Interfaces []network.InterfaceUsage // none in the host's network
 }
 
 // Pressure is PSI. Totals are nanoseconds, averages percents.

@@ -13,34 +13,85 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"gantry/internal/network"
 	"gantry/internal/pod"
 	"gantry/internal/podstore"
+	"gantry/internal/unit"
 )
 
 // AppStats reads what a running app uses. Its limits may be far above: numbers of
 // the pod are the slice's.
 func (e *Engine) AppStats(ctx context.Context, id pod.ID) (Stats, error) {
-	app, err := e.App(id)
-	if err != nil {
-		return Stats{}, err
-	}
-	if app.Phase != pod.Running {
-		return Stats{}, fmt.Errorf("stats of app %s: it is %s: %w", id, app.Phase, pod.ErrState)
-	}
-	dir, err := e.appCgroup(app.App)
+	app, dir, err := e.measured(id)
 	if err != nil {
 		return Stats{}, err
 	}
 	s, err := readCgroup(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Stats{}, fmt.Errorf("stats of app %s: %w", id, pod.ErrNotFound)
-	}
 	if err != nil {
 		return Stats{}, fmt.Errorf("stats of app %s: %w", id, err)
 	}
-	upper := filepath.Join(e.store.App(app.Pod, id), podstore.WritableDir, "upper")
-	s.RootfsBytes, s.RootfsInodes = e.usage.of(ctx, id, upper)
+	s.RootfsBytes, s.RootfsInodes = e.usage.of(ctx, id, e.upper(app))
 	return s, nil
+}
+
+// measured returns an app that runs, and its cgroup.
+func (e *Engine) measured(id pod.ID) (pod.AppStatus, string, error) {
+	app, err := e.App(id)
+	if err != nil {
+		return app, "", err
+	}
+	if app.Phase != pod.Running {
+		return app, "", fmt.Errorf("stats of app %s: it is %s: %w", id, app.Phase, pod.ErrState)
+	}
+	dir, err := e.appCgroup(app.App)
+	return app, dir, err
+}
+
+// upper is the directory of an app's writable layer.
+func (e *Engine) upper(a pod.AppStatus) string {
+	return filepath.Join(e.store.App(a.Pod, a.ID), podstore.WritableDir, "upper")
+}
+
+// PodStats reads what a ready pod uses.
+func (e *Engine) PodStats(ctx context.Context, id pod.ID) (PodStats, error) {
+	p, err := e.Pod(id)
+	if err != nil {
+		return PodStats{}, err
+	}
+	if !p.Ready {
+		return PodStats{}, fmt.Errorf("stats of pod %s: it is not ready: %w", id, pod.ErrState)
+	}
+	dir := filepath.Join(e.cfg.Cgroups, unit.CgroupOf(p.Slice))
+	s, err := readCgroup(dir)
+	if err != nil {
+		return PodStats{}, fmt.Errorf("stats of pod %s: %w", id, err)
+	}
+	out := PodStats{Stats: s, Cgroup: e.cgroupName(dir)}
+	crowd := &crowd{left: crowdLimit}
+	crowd.count(ctx, dir)
+	out.Processes = crowd.processes
+	if p.HostNetwork() {
+		return out, nil
+	}
+	if out.Interfaces, err = network.Usage(e.down.netns(p.Pod)); err != nil {
+		return PodStats{}, fmt.Errorf("stats of pod %s: %w", id, missing(err))
+	}
+	return out, nil
+}
+
+// cgroupName is a cgroup's path as /proc/PID/cgroup has it.
+func (e *Engine) cgroupName(dir string) string {
+	return "/" + strings.TrimPrefix(strings.TrimPrefix(dir, e.cfg.Cgroups), "/")
+}
+
+// missing is the error of what has gone meanwhile.
+func missing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("%w: %w", err, pod.ErrNotFound)
+	}
+	return err
 }
 
 // cgroup reads files of a cgroup directory; the first error stays.
@@ -51,7 +102,11 @@ type cgroup struct {
 
 func readCgroup(dir string) (Stats, error) {
 	c := &cgroup{dir: dir}
-	cpu, mem := c.table("cpu.stat"), c.table("memory.stat")
+	s := c.stats(c.table("cpu.stat"), c.table("memory.stat"))
+	return s, missing(c.err)
+}
+
+func (c *cgroup) stats(cpu, mem map[string]uint64) Stats {
 	usage := c.number("memory.current")
 	s := Stats{
 		Time:            time.Now(),
@@ -72,7 +127,7 @@ func readCgroup(dir string) (Stats, error) {
 	s.CPUPressure = c.pressure("cpu.pressure")
 	s.MemoryPressure = c.pressure("memory.pressure")
 	s.IOPressure = c.pressure("io.pressure")
-	return s, c.err
+	return s
 }
 
 func (c *cgroup) read(name string) string {

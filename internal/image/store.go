@@ -340,9 +340,12 @@ func (s *Store) untag(named reference.Named) error {
 	return disk.SyncDir(s.dir(dirRefs))
 }
 
+// Mountpoint is a directory of the file system that holds the store.
+func (s *Store) Mountpoint() string { return s.cfg.Root }
+
 // Info tells what the store takes of its file system.
 func (s *Store) Info() (FsInfo, error) {
-	info := FsInfo{Mountpoint: s.cfg.Root}
+	info := FsInfo{Mountpoint: s.Mountpoint()}
 	for _, dir := range []string{dirBlobs, dirLayers, dirImages, dirRefs, dirPrepare, dirGarbage} {
 		err := filepath.WalkDir(s.dir(dir), func(path string, d fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {

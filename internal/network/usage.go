@@ -1,0 +1,77 @@
+package network
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// InterfaceUsage counts what has passed through an interface since it was made.
+type InterfaceUsage struct {
+	Name     string
+	Received Traffic
+	Sent     Traffic
+}
+
+// Traffic is one direction of an interface.
+type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
+
+// Usage reads the interfaces of a network namespace, but its loopback; "" is the
+// host's.
+func Usage(netns string) (all []InterfaceUsage, err error) {
+	err = inNetNS(netns, func() error {
+		data, err := os.ReadFile("/proc/thread-self/net/dev")
+		if err != nil {
+			return err
+		}
+		all, err = parseNetDev(string(data))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count traffic: %w", err)
+	}
+	return all, nil
+}
+
+// Columns of /proc/net/dev, behind the interface's name: bytes, packets, errors and
+// drops of what came, four more, and the same of what went.
+const receivedColumn, sentColumn, devColumns = 0, 8, 16
+
+func parseNetDev(text string) ([]InterfaceUsage, error) {
+	var all []InterfaceUsage
+	for line := range strings.Lines(text) {
+		// A name may have colons in it, the numbers have none. The titles have no colon.
+		at := strings.LastIndexByte(line, ':')
+		if at < 0 {
+			continue
+		}
+		name := strings.TrimSpace(line[:at])
+		if name == "lo" {
+			continue
+		}
+		fields := strings.Fields(line[at+1:])
+		if len(fields) < devColumns {
+			return nil, fmt.Errorf("interface %s has %d counters, want %d", name, len(fields), devColumns)
+		}
+		received, err := traffic(fields[receivedColumn:])
+		if err != nil {
+			return nil, fmt.Errorf("interface %s: %w", name, err)
+		}
+		sent, err := traffic(fields[sentColumn:])
+		if err != nil {
+			return nil, fmt.Errorf("interface %s: %w", name, err)
+		}
+		all = append(all, InterfaceUsage{Name: name, Received: received, Sent: sent})
+	}
+	return all, nil
+}
+
+func traffic(fields []string) (t Traffic, err error) {
+	for i, to := range []*uint64{&t.Bytes, &t.Packets, &t.Errors, &t.Dropped} {
+		if *to, err = strconv.ParseUint(fields[i], 10, 64); err != nil {
+			return t, err
+		}
+	}
+	return t, nil
+}

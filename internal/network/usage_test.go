@@ -1,0 +1,42 @@
+package network
+
+import (
+	"slices"
+	"testing"
+)
+
+const netDev = `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0
+  eth0: 18446744073709551615 12 3 4 0 0 0 0 5000 60 7 8 0 0 0 0
+net1:2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
+`
+
+func TestParseNetDev(t *testing.T) {
+	t.Parallel()
+	got, err := parseNetDev(netDev)
+	want := []InterfaceUsage{
+		{"eth0", Traffic{1<<64 - 1, 12, 3, 4}, Traffic{5000, 60, 7, 8}},
+		{"net1:2", Traffic{1, 2, 3, 4}, Traffic{9, 10, 11, 12}},
+	}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for _, bad := range []string{"eth0: 1 2 3\n", "eth0: a 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n", "eth0: 1 2 3 4 5 6 7 8 9 10 11 -1 13 14 15 16\n"} {
+		if got, err := parseNetDev(bad); err == nil {
+			t.Errorf("%q gave %+v", bad, got)
+		}
+	}
+}
+
+// TestUsageOfHost: the kernel's own words are understood.
+func TestUsageOfHost(t *testing.T) {
+	t.Parallel()
+	got, err := Usage("")
+	if err != nil || slices.ContainsFunc(got, func(u InterfaceUsage) bool { return u.Name == "lo" || u.Name == "" }) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if _, err := Usage(t.TempDir()); err == nil {
+		t.Error("a directory is a network namespace")
+	}
+}
