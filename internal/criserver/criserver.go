@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -84,6 +85,9 @@ type Server struct {
 	check  *cri.Checker
 	active atomic.Int64
 	tidy   *time.Timer // gives memory back after things have changed
+	// closing is closed when no request may wait for something to happen any more.
+	closing   chan struct{}
+	closeOnce sync.Once
 }
 
 // New makes a Server that listens for streaming sessions already. Serve or Close
@@ -104,7 +108,7 @@ func New(cfg Config) (*Server, error) {
 	cfg.StreamAddress = cmp.Or(cfg.StreamAddress, "127.0.0.1:0")
 	cfg.StreamIdle = cmp.Or(cfg.StreamIdle, 4*time.Hour)
 	cfg.Slow = cmp.Or(cfg.Slow, 10*time.Second)
-	s := &Server{cfg: cfg, log: cfg.Log, check: cri.NewChecker(), tidy: time.AfterFunc(tidyDelay, debug.FreeOSMemory)}
+	s := &Server{cfg: cfg, log: cfg.Log, check: cri.NewChecker(), tidy: time.AfterFunc(tidyDelay, debug.FreeOSMemory), closing: make(chan struct{})}
 	stream, err := newStreamServer(cfg.Engine, cfg.StreamAddress, cfg.StreamIdle, cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("serve streams: %w", err)
@@ -133,6 +137,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, grace time.Duration)
 		return fmt.Errorf("serve cri: %w", err)
 	case <-ctx.Done():
 	}
+	s.closeOnce.Do(func() { close(s.closing) })
 	if n := s.active.Load(); n > 0 {
 		s.log.Info("waiting for requests to finish", "requests", n, "grace", grace)
 	}
@@ -151,6 +156,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, grace time.Duration)
 // Close stops everything at once.
 func (s *Server) Close() {
 	s.tidy.Stop()
+	s.closeOnce.Do(func() { close(s.closing) })
 	s.grpc.Stop()
 	s.stream.close()
 }

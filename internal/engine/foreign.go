@@ -36,8 +36,7 @@ func (e *Engine) readForeign() error {
 	if err != nil {
 		return errors.Join(pod.ErrUnavailable, err)
 	}
-	e.view.mu.Lock()
-	defer e.view.mu.Unlock()
+	defer e.view.write()()
 	for _, id := range ids {
 		t, err := e.loadPod(id, units)
 		switch {

@@ -33,6 +33,31 @@ type view struct {
 	// unread are pods whose records cannot be read, and why: they are in no list, but
 	// they are not gone either.
 	unread map[pod.ID]error
+	// changed is closed when something of the above changes; nil if nobody waits.
+	changed chan struct{}
+}
+
+// write locks the view for a change, which those who wait hear of when it is done.
+func (v *view) write() (done func()) {
+	v.mu.Lock()
+	return func() {
+		if v.changed != nil {
+			close(v.changed)
+			v.changed = nil
+		}
+		v.mu.Unlock()
+	}
+}
+
+// Changed is closed when, after the call, a pod or an app of a watched machine has
+// changed, or may have. Who asks first and lists then misses nothing.
+func (e *Engine) Changed() <-chan struct{} {
+	e.view.mu.Lock()
+	defer e.view.mu.Unlock()
+	if e.view.changed == nil {
+		e.view.changed = make(chan struct{})
+	}
+	return e.view.changed
 }
 
 // entry is one pod.
@@ -209,8 +234,7 @@ func (e *Engine) load(ctx context.Context) error {
 	if err := e.lookTwice(ctx, entries); err != nil {
 		return fmt.Errorf("%w: %w", pod.ErrUnavailable, err)
 	}
-	e.view.mu.Lock()
-	defer e.view.mu.Unlock()
+	defer e.view.write()()
 	e.view.entries, e.view.owner, e.view.unread = entries, owner, unread
 	return nil
 }
@@ -328,8 +352,7 @@ func (e *Engine) reloadPod(id pod.ID, up bool) error {
 }
 
 func (e *Engine) reloadPodLocked(id pod.ID, up bool) error {
-	e.view.mu.Lock()
-	defer e.view.mu.Unlock()
+	defer e.view.write()()
 	old := e.view.entries[id]
 	t, err := e.loadPod(id, map[string]systemd.State{})
 	if errors.Is(err, pod.ErrNotFound) {
@@ -436,8 +459,7 @@ func (e *Engine) reloadApp(p, id pod.ID, running bool) error {
 }
 
 func (e *Engine) reloadAppLocked(p, id pod.ID, running bool) error {
-	e.view.mu.Lock()
-	defer e.view.mu.Unlock()
+	defer e.view.write()()
 	t := e.view.entries[p]
 	if t == nil {
 		return nil

@@ -41,8 +41,7 @@ func (e *Engine) Watch(ctx context.Context) error {
 }
 
 func (e *Engine) setStale(err error) {
-	e.view.mu.Lock()
-	defer e.view.mu.Unlock()
+	defer e.view.write()()
 	e.view.stale = err
 }
 

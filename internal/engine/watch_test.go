@@ -52,6 +52,45 @@ func TestDaemonReloadEndsNothing(t *testing.T) {
 	w.want(p, a, false, pod.Exited)
 }
 
+// TestChanged: who waits hears of a change when it can be seen, and of nothing before.
+func TestChanged(t *testing.T) {
+	t.Parallel()
+	w := newLiveWorld(t)
+	p := w.pod()
+	a := w.app(p)
+	w.run(a)
+	w.load()
+	heard := func(ch <-chan struct{}) bool {
+		select {
+		case <-ch:
+			return true
+		default:
+			return false
+		}
+	}
+	changed := w.Changed()
+	w.want(p, a, true, pod.Running) // to look is no change
+	if heard(changed) {
+		t.Error("told of a change before there was one")
+	}
+	w.stop(unit.App(string(a.ID)))
+	w.onUnit(t.Context(), systemd.Event{Kind: systemd.UnitRemoved, Unit: unit.App(string(a.ID))}, false)
+	if !heard(changed) {
+		t.Error("not told of the end of an app")
+	}
+	w.want(p, a, true, pod.Exited)
+	changed = w.Changed()
+	if err := w.store.RemoveApp(a); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.reloadApp(p.ID, a.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	if !heard(changed) {
+		t.Error("not told of the removal of an app")
+	}
+}
+
 // TestAnOlderLookReplacesNoNewerOne: what is started while the machine is looked at
 // is seen, whoever looks.
 func TestAnOlderLookReplacesNoNewerOne(t *testing.T) {

@@ -360,6 +360,13 @@ func (f *Fake) PortForward(ctx context.Context, podID pod.ID, port uint16, strea
 // ReopenLog implements engine.API.
 func (f *Fake) ReopenLog(_ context.Context, id pod.ID) error { return f.op("ReopenLog %s", id) }
 
+// Changed implements engine.API. Something may always have changed.
+func (f *Fake) Changed() <-chan struct{} {
+	ch := make(chan struct{})
+	time.AfterFunc(time.Millisecond, func() { close(ch) })
+	return ch
+}
+
 // AppMetrics implements engine.API.
 func (f *Fake) AppMetrics(ctx context.Context, id pod.ID) (engine.Metrics, error) {
 	s, err := f.AppStats(ctx, id)
