@@ -150,23 +150,30 @@ func fillSecurity(p *pod.Pod, c *runtimeapi.PodSandboxConfig) (err error) {
 	return err
 }
 
-func fillResources(p *pod.Pod, c *runtimeapi.PodSandboxConfig) error {
+func fillResources(p *pod.Pod, c *runtimeapi.PodSandboxConfig) (err error) {
+	p.PodResources, err = PodResources("config.linux.", c.GetLinux().GetResources(), c.GetLinux().GetOverhead())
+	return err
+}
+
+// PodResources checks the sizes of a pod; field is what the names of their fields begin
+// with.
+func PodResources(field string, resources, overhead *runtimeapi.LinuxContainerResources) (out pod.PodResources, err error) {
 	for _, r := range []struct {
 		name string
 		in   *runtimeapi.LinuxContainerResources
 		out  **pod.Resources
 	}{
-		{"overhead", c.GetLinux().GetOverhead(), &p.Overhead},
-		{"resources", c.GetLinux().GetResources(), &p.Resources},
+		{"overhead", overhead, &out.Overhead},
+		{"resources", resources, &out.Resources},
 	} {
 		if r.in == nil {
 			continue
 		}
-		got, err := Resources("config.linux."+r.name, r.in)
+		got, err := Resources(field+r.name, r.in)
 		if err != nil {
-			return err
+			return pod.PodResources{}, err
 		}
 		*r.out = &got
 	}
-	return nil
+	return out, nil
 }

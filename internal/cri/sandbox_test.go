@@ -38,7 +38,7 @@ func TestPod(t *testing.T) {
 			AppArmor: pod.Profile{Kind: pod.ProfileLocalhost, Localhost: "my-profile"},
 			SELinux:  &pod.SELinux{User: "system_u", Role: "system_r", Type: "container_t", Level: "s0:c1,c2"},
 		},
-		Resources: &limits, Overhead: &limits,
+		PodResources: pod.PodResources{Resources: &limits, Overhead: &limits},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

@@ -542,6 +542,32 @@ func TestPodStats(t *testing.T) {
 	}
 }
 
+func TestUpdatePodSandboxResources(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ctx := t.Context()
+	sandbox := b.run(t, "a")
+	if _, err := b.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: sandbox,
+		Resources:    &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 9 << 20},
+		Overhead:     &runtimeapi.LinuxContainerResources{CpuShares: 100},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := b.engine.Pod(pod.ID(sandbox))
+	if err != nil || p.Resources.Memory != 9<<20 || p.Overhead.CPUShares != 100 {
+		t.Errorf("got %+v, %v", p.PodResources, err)
+	}
+	_, err = b.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: sandbox, Resources: &runtimeapi.LinuxContainerResources{OomScoreAdj: 5000},
+	})
+	if wantCode(t, err, codes.InvalidArgument); !strings.Contains(err.Error(), "resources.oom_score_adj") {
+		t.Errorf("got %v", err)
+	}
+	_, err = b.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: "aaaaaaaaaaaaaaaaaaaaaaaa"})
+	wantCode(t, err, codes.NotFound)
+}
+
 func TestImages(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -62,6 +62,23 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, r *runtimeapi.Rem
 	return &runtimeapi.RemovePodSandboxResponse{}, nil
 }
 
+// UpdatePodSandboxResources is told the new sizes of a pod after kubelet has changed its
+// cgroup.
+func (s *runtimeService) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	update, err := cri.PodResources("", r.GetResources(), r.GetOverhead())
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.findPod(r.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	if err := s.cfg.Engine.UpdatePod(ctx, p.ID, update); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
+}
+
 func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	p, err := s.findPod(r.GetPodSandboxId())
 	if err != nil {

@@ -100,6 +100,7 @@ type API interface {
 	RemoveApp(ctx context.Context, id pod.ID) error // idempotent; kills if it runs
 	App(id pod.ID) (pod.AppStatus, error)
 	UpdateApp(ctx context.Context, id pod.ID, r pod.Resources) error
+	UpdatePod(ctx context.Context, id pod.ID, r pod.PodResources) error
 
 	// Exec runs a process in a running app and returns its exit code. When ctx ends
 	// its whole cgroup is killed and ctx's error returned.

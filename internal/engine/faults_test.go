@@ -116,6 +116,11 @@ func (l *life) run() {
 	if s, err := l.App(a.ID); err != nil || s.Current.Memory != want.Memory {
 		l.t.Errorf("after the update: %+v, %v", s.Current, err)
 	}
+	size := pod.PodResources{Resources: &pod.Resources{CPUShares: 512}}
+	l.try("update pod", func() error { return l.UpdatePod(ctx, p.ID, size) }, nil)
+	if s, err := l.Pod(p.ID); err != nil || s.Resources == nil || s.Resources.CPUShares != 512 {
+		l.t.Errorf("after the update of the pod: %+v, %v", s.PodResources, err)
+	}
 	l.try("remove app", func() error { return l.RemoveApp(ctx, a.ID) }, nil)
 	l.try("stop pod", func() error { return l.StopPod(ctx, p.ID) }, nil)
 	if s, err := l.Pod(p.ID); err != nil || s.Ready {

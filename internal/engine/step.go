@@ -38,6 +38,7 @@ func operations() []operation {
 		e.appCreation(a, pod.Secret{}),
 		(&starting{e: e}).operation(),
 		e.update(pod.AppStatus{}, pod.Resources{}, limits{}),
+		e.podUpdate(p, pod.PodResources{}, nil),
 		e.appRemoval(p, a),
 		e.podStop(p, nil, nil),
 		e.podRemoval(p),

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,6 +56,54 @@ func (e *Engine) updateLocked(ctx context.Context, id pod.ID, r pod.Resources) e
 	}
 	err = e.run(ctx, e.update(s, want, limits{props, files}))
 	return errors.Join(err, e.reloadApp(s.Pod, id, s.Phase == pod.Running))
+}
+
+// UpdatePod tells a pod its new sizes; what is nil stays. Kubelet has changed the cgroup
+// by then where it is kubelet's.
+func (e *Engine) UpdatePod(ctx context.Context, id pod.ID, r pod.PodResources) error {
+	lock, err := e.lockPod(ctx, id)
+	if err != nil {
+		return err
+	}
+	return errors.Join(e.updatePodLocked(ctx, id, r), lock.Unlock())
+}
+
+func (e *Engine) updatePodLocked(ctx context.Context, id pod.ID, r pod.PodResources) error {
+	p, err := e.Pod(id)
+	if err != nil {
+		return err
+	}
+	if !p.Ready {
+		return fmt.Errorf("update pod %s: it is not ready: %w", id, pod.ErrState)
+	}
+	want := p.PodResources
+	want.Resources = cmp.Or(r.Resources, want.Resources)
+	want.Overhead = cmp.Or(r.Overhead, want.Overhead)
+	iso, ok := e.iso[p.Isolator].(resizer)
+	if !ok {
+		return fmt.Errorf("update pod %s: isolator %s: %w", id, p.Isolator, pod.ErrUnsupported)
+	}
+	var props []unit.Property
+	if p.CgroupParent == "" && want.Resources != nil {
+		// The files are to a hundredth of a CPU what the properties are.
+		if props, _, err = iso.Resources(*want.Resources); err != nil {
+			return fmt.Errorf("update pod %s: %w", id, err)
+		}
+	}
+	err = e.run(ctx, e.podUpdate(p.Pod, want, props))
+	return errors.Join(err, e.reloadPod(id, true))
+}
+
+func (e *Engine) podUpdate(p *pod.Pod, r pod.PodResources, props []unit.Property) operation {
+	return operation{"update pod", []step{
+		{name: "limits", do: func(ctx context.Context) error {
+			if len(props) == 0 {
+				return nil
+			}
+			return e.cfg.Systemd.SetProperties(ctx, p.Slice, props)
+		}},
+		{name: "record", do: func(context.Context) error { return e.store.WritePodResources(p.ID, r) }},
+	}}
 }
 
 // limits are an app's resources as its unit takes them.

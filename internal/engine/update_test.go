@@ -1,10 +1,12 @@
 package engine
 
 import (
+	"errors"
 	"testing"
 	"time"
 
 	"gantry/internal/pod"
+	"gantry/internal/unit"
 )
 
 // TestUpdatesDoNotUndoEachOther: kubelet changes memory and CPUs of one container
@@ -50,6 +52,40 @@ func TestUpdateDuringTheStart(t *testing.T) {
 	w.want(p, a, true, pod.Running)
 	if u, _ := w.manager.Unit("gantry-app-" + string(a.ID) + ".service"); u.Get("CPUWeight") == nil {
 		t.Error("an app that runs did not get its new limits")
+	}
+}
+
+// TestUpdatePod: what is not told stays, and is still so for a program that starts.
+func TestUpdatePod(t *testing.T) {
+	t.Parallel()
+	w := newLiveWorld(t)
+	p := w.pod()
+	w.start(p.Slice)
+	w.load()
+	for _, r := range []pod.PodResources{
+		{Overhead: &pod.Resources{Memory: 1 << 20}},
+		{Resources: &pod.Resources{CPUShares: 2048}},
+	} {
+		if err := w.UpdatePod(t.Context(), p.ID, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, again := range []bool{false, true} {
+		if again {
+			w.load()
+		}
+		s, err := w.Pod(p.ID)
+		if err != nil || !s.Ready || s.Overhead.Memory != 1<<20 || s.Resources.CPUShares != 2048 {
+			t.Errorf("%+v, %v", s.Pod, err)
+		}
+	}
+	if u, _ := w.manager.Unit(p.Slice); u.Get("CPUWeight") == nil {
+		t.Error("a slice that no kubelet sizes did not get its new limits")
+	}
+	w.stop(unit.Pod(string(p.ID)))
+	w.load()
+	if err := w.UpdatePod(t.Context(), p.ID, pod.PodResources{}); !errors.Is(err, pod.ErrState) {
+		t.Errorf("a pod that is down: %v", err)
 	}
 }
 

@@ -91,8 +91,13 @@ type Pod struct {
 	Namespaces Namespaces        `json:"namespaces"`
 	Sysctls    map[string]string `json:"sysctls,omitempty"`
 	Security   Security          `json:"security"`
-	Resources  *Resources        `json:"resources,omitempty"`
-	Overhead   *Resources        `json:"overhead,omitempty"`
+	PodResources
+}
+
+// PodResources are the sizes of a pod as a whole. They may change while it runs.
+type PodResources struct {
+	Resources *Resources `json:"resources,omitempty"` // the sum of its apps'
+	Overhead  *Resources `json:"overhead,omitempty"`  // what the isolator takes besides
 }
 
 // HostNetwork tells whether the pod lives in the host's network namespace.

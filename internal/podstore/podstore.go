@@ -116,6 +116,13 @@ func (r Reader) ReadPod(id pod.ID) (*pod.Pod, error) {
 	if err := r.readAnnotations(r.Pod(id), &p.Annotations); err != nil {
 		return nil, fmt.Errorf("read pod %s: %w", id, err)
 	}
+	updated, err := optional[pod.PodResources](filepath.Join(r.Pod(id), ResourcesFile))
+	if err != nil {
+		return nil, fmt.Errorf("read pod %s: %w", id, err)
+	}
+	if updated != nil {
+		p.PodResources = *updated
+	}
 	return &p, nil
 }
 

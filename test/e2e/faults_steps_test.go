@@ -125,6 +125,9 @@ func (v *stepVictim) life(t *testing.T) []stepOperation {
 			}
 		}},
 		{"update app", func(n *node.Node) error { return n.UpdateApp(ctx, v.app.ID, pod.Resources{Memory: 64 << 20}) }, nil},
+		{"update pod", func(n *node.Node) error {
+			return n.UpdatePod(ctx, v.pod.ID, pod.PodResources{Resources: &pod.Resources{CPUShares: 512}})
+		}, nil},
 		{"remove app", func(n *node.Node) error { return n.RemoveApp(ctx, v.app.ID) }, func(n *node.Node, point string) {
 			if strings.HasSuffix(point, "record/after") && len(apps(n)) > 0 && apps(n)[len(apps(n))-1].ID == v.app.ID {
 				t.Errorf("%s: the app is still there", point)

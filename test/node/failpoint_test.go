@@ -189,6 +189,12 @@ func (v *criVictim) life(t *testing.T) []operation {
 			}, wait)
 			return err
 		}), nil, limited},
+		{"update pod", request(func(ctx context.Context) error {
+			_, err := v.UpdatePodSandboxResources(ctx, &cri.UpdatePodSandboxResourcesRequest{
+				PodSandboxId: v.pod, Resources: &cri.LinuxContainerResources{MemoryLimitInBytes: 128 << 20},
+			}, wait)
+			return err
+		}), nil, nil},
 		{"remove app", request(func(ctx context.Context) error {
 			_, err := v.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: v.app}, wait)
 			return err
@@ -207,7 +213,8 @@ func TestCommandKilledAtEveryStep(t *testing.T) {
 	guard(t)
 	needsGantry(t)
 	points := failpoints(t)
-	delete(points, "update app") // it is no command's
+	delete(points, "update app") // these are no command's
+	delete(points, "update pod")
 	sh(t, "gantry run --detach --quiet --name bystander "+busybox+" sh -c \""+steady+"\"")
 	t.Cleanup(func() { sh(t, "gantry rm --force bystander") })
 	bystander := podOf(t, "bystander").Apps[0]

@@ -62,6 +62,9 @@ func TestStockKubelet(t *testing.T) {
 		out, err := exec.Command("sh", "-c", `curl -sk https://127.0.0.1:10250/pods | jq -r '.items[].status.conditions[]|select(.type=="Ready").status'`).Output()
 		return err == nil && strings.TrimSpace(string(out)) == "True"
 	})
+	if unit == "trial-kubelet@gantry" { // its feature gate PodAndContainerStatsFromCRI is on
+		kubeletMeasures(t)
+	}
 	if err := os.Remove(manifest); err != nil {
 		t.Fatal(err)
 	}
@@ -79,6 +82,33 @@ func TestStockKubelet(t *testing.T) {
 	})
 	sh(t, "systemctl stop "+unit)
 	e.removeAll(t, "default")
+}
+
+// kubeletMeasures asks kubelet what Gantry told it: what metrics-server reads, and what
+// Prometheus does.
+func kubeletMeasures(t *testing.T) {
+	t.Helper()
+	const pod = "two-gantry-trial"
+	eventually(t, 30*time.Second, "kubelet's summary has the pod with its network and its containers", func() bool {
+		out, err := exec.Command("sh", "-c", `curl -sk https://127.0.0.1:10250/stats/summary | jq -r '.pods[] | select(.podRef.name=="`+pod+`") |
+			select(.network.name=="eth0" and .network.txBytes>0 and .process_stats.process_count>0 and .memory.workingSetBytes>0) |
+			.containers[] | select(.cpu.usageCoreNanoSeconds>0 and .memory.workingSetBytes>0 and .rootfs.usedBytes>0) | .name' | sort`).CombinedOutput()
+		return err == nil && string(out) == "talker\nweb\n"
+	})
+	out, err := exec.Command("curl", "-sk", "https://127.0.0.1:10250/metrics/cadvisor").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`container_cpu_usage_seconds_total{container="talker",cpu="total",id="/kubepods.slice/`,
+		`container_memory_working_set_bytes{container="web",id="/kubepods.slice/`,
+		`container_network_transmit_bytes_total{container="POD",id="/kubepods.slice/`,
+		`namespace="default",pod="` + pod + `"}`,
+	} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("kubelet's metrics have no %s", want)
+		}
+	}
 }
 
 // removeAll removes what a kubelet left stopped: it would do so at a time of

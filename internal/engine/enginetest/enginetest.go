@@ -295,6 +295,20 @@ func (f *Fake) App(id pod.ID) (pod.AppStatus, error) {
 	return *a, nil
 }
 
+// UpdatePod implements engine.API.
+func (f *Fake) UpdatePod(_ context.Context, id pod.ID, r pod.PodResources) error {
+	if err := f.op("UpdatePod %s", id); err != nil {
+		return err
+	}
+	if _, err := f.Pod(id); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pods[id].PodResources = r
+	return nil
+}
+
 // UpdateApp implements engine.API. Only memory and CPU shares are merged.
 func (f *Fake) UpdateApp(_ context.Context, id pod.ID, r pod.Resources) error {
 	if err := f.op("UpdateApp %s", id); err != nil {

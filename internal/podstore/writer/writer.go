@@ -228,6 +228,11 @@ func (w *Writer) WriteResources(a *pod.App, r pod.Resources) error {
 	return w.writeJSON(filepath.Join(w.App(a.Pod, a.ID), podstore.ResourcesFile), r)
 }
 
+// WritePodResources records sizes that replace those the pod was created with.
+func (w *Writer) WritePodResources(id pod.ID, r pod.PodResources) error {
+	return w.writeJSON(filepath.Join(w.Pod(id), podstore.ResourcesFile), r)
+}
+
 // WriteExit records the end of an app of which systemd left no record, unless
 // one is there.
 func (w *Writer) WriteExit(a *pod.App, e *pod.Exit) error {
