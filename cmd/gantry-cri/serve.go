@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -57,6 +58,7 @@ func serve(ctx context.Context, cfg config.Config, files []string, log *slog.Log
 		return err
 	}
 	defer s.Close()
+	defer serveMetrics(cfg.CRIMetrics, s.Metrics(), log)()
 	l, err := listen(cfg.CRISocket)
 	if err != nil {
 		return err
@@ -70,6 +72,29 @@ func serve(ctx context.Context, cfg config.Config, files []string, log *slog.Log
 	}
 	log.Info("serving", "socket", l.Addr().String(), "version", version, "config", files, "after", time.Since(began).Round(time.Millisecond))
 	return answer(ctx, s, l, n, cfg.CRIStopGrace, failed, log)
+}
+
+// serveMetrics returns what ends it. An address that cannot be had is no reason to leave
+// the node without an engine.
+func serveMetrics(address string, h http.Handler, log *slog.Logger) (stop func()) {
+	if address == "" {
+		return func() {}
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		log.Error("there are no metrics", "address", address, "err", err)
+		return func() {}
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", h)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	go func() {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("metrics have ended", "err", err)
+		}
+	}()
+	log.Info("serving metrics", "address", l.Addr().String())
+	return func() { _ = server.Close() } // those who ask may ask again
 }
 
 // answer serves until ctx ends or the engine's watch fails, and tells systemd.

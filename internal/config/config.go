@@ -46,6 +46,7 @@ type Config struct {
 	CRISocket        string
 	CRIStreamAddress string
 	CRIStreamIdle    time.Duration
+	CRIMetrics       string
 	CRISlow          time.Duration
 	CRIStopGrace     time.Duration
 }
@@ -96,6 +97,7 @@ func (c *Config) Options() []Option {
 		{"cri.socket", "socket of gantry-cri, if systemd does not hand one over", &textValue{&c.CRISocket, absolute}},
 		{"cri.stream-address", "where exec, attach and port forward sessions are served; port 0 is any free one", &textValue{&c.CRIStreamAddress, hostPort}},
 		{"cri.stream-idle", "sessions on which nothing happens are closed after this", &durationValue{&c.CRIStreamIdle, time.Second}},
+		{"cri.metrics-address", "where Prometheus finds metrics of gantry-cri, at /metrics; empty is nowhere", &textValue{&c.CRIMetrics, maybeHostPort}},
 		{"cri.slow", "requests that take longer are logged", &durationValue{&c.CRISlow, 0}},
 		{"cri.stop-grace", "how long requests may go on when gantry-cri is stopped", &durationValue{&c.CRIStopGrace, 0}},
 	}

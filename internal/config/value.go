@@ -263,6 +263,13 @@ func maybeAbsolute(s string) error {
 	return absolute(s)
 }
 
+func maybeHostPort(s string) error {
+	if s == "" {
+		return nil
+	}
+	return hostPort(s)
+}
+
 func hostPort(s string) error {
 	if _, _, err := net.SplitHostPort(s); err != nil {
 		return fmt.Errorf("%q: want HOST:PORT", s)

@@ -88,6 +88,7 @@ type Server struct {
 	// closing is closed when no request may wait for something to happen any more.
 	closing   chan struct{}
 	closeOnce sync.Once
+	telemetry *telemetry
 }
 
 // New makes a Server that listens for streaming sessions already. Serve or Close
@@ -109,6 +110,7 @@ func New(cfg Config) (*Server, error) {
 	cfg.StreamIdle = cmp.Or(cfg.StreamIdle, 4*time.Hour)
 	cfg.Slow = cmp.Or(cfg.Slow, 10*time.Second)
 	s := &Server{cfg: cfg, log: cfg.Log, check: cri.NewChecker(), tidy: time.AfterFunc(tidyDelay, debug.FreeOSMemory), closing: make(chan struct{})}
+	s.telemetry = newTelemetry(s)
 	stream, err := newStreamServer(cfg.Engine, cfg.StreamAddress, cfg.StreamIdle, cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("serve streams: %w", err)

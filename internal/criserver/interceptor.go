@@ -52,6 +52,7 @@ func (s *Server) begin(ctx context.Context, method string, req any) func(*error)
 			s.log.Error("request panicked", "method", path.Base(method), "panic", p, "stack", string(debug.Stack()))
 			*err = status.Errorf(codes.Internal, "%s: internal error: %v", path.Base(method), p)
 		}
+		s.telemetry.count(path.Base(method), time.Since(start), *err)
 		s.record(ctx, path.Base(method), req, time.Since(start), *err)
 		*err = toStatus(*err)
 	}
