@@ -126,13 +126,16 @@ func reportFailure(f func() error) error {
 }
 
 // confineHolder leaves the holder nothing that an app could reach through it: an
-// empty read-only root, no capability, no way to get one, and no access by ptrace or
-// /proc for who lacks CAP_SYS_PTRACE.
+// empty read-only root, no capability, no way to get one, no access by ptrace or /proc
+// for who lacks CAP_SYS_PTRACE, and next to no system calls.
 func confineHolder() error {
 	if err := emptyRoot(); err != nil {
 		return fmt.Errorf("leave the host's root: %w", err)
 	}
-	return dropPower()
+	if err := dropPower(); err != nil {
+		return err
+	}
+	return filterHolder()
 }
 
 func emptyRoot() error {

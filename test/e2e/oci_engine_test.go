@@ -213,11 +213,11 @@ func TestOCISharedPIDThroughEngine(t *testing.T) {
 func holderHasNothing(t *testing.T, n *node.Node, p *pod.Pod) {
 	t.Helper()
 	tracer := with(func(s *engine.AppSpec) { s.Security.AddCaps = []string{"SYS_PTRACE"} })
-	got := printed(t, n, p, `grep -E 'CapEff|CapPrm|NoNewPrivs' /proc/1/status | tr -d '\t'
+	got := printed(t, n, p, `grep -E '^(CapEff|CapPrm|NoNewPrivs|Seccomp):' /proc/1/status | tr -d '\t'
 		ls -A /proc/1/root; (: >/proc/1/root/new) 2>/dev/null && echo made
 		wc -l </proc/1/mountinfo; (: >>/proc/1/exe) 2>/dev/null && echo written
 		for ns in net uts ipc; do [ $(readlink /proc/1/ns/$ns) = $(readlink /proc/self/ns/$ns) ] || echo "another $ns"; done`, tracer)
-	sameText(t, got, "CapPrm:0000000000000000\nCapEff:0000000000000000\nNoNewPrivs:1\n1")
+	sameText(t, got, "CapPrm:0000000000000000\nCapEff:0000000000000000\nNoNewPrivs:1\nSeccomp:2\n1")
 	sameText(t, printed(t, n, p, `ls /proc/1/root 2>&1 | grep -o "Permission denied"`), "Permission denied")
 }
 
