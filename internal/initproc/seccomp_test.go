@@ -65,7 +65,7 @@ func filtered() error {
 		all.Go(func() {
 			runtime.LockOSThread() // and not unlocked: the thread ends, too
 			_ = make([]byte, 1<<20)
-			time.Sleep(time.Millisecond)
+			<-time.After(time.Millisecond)
 		})
 	}
 	all.Wait()
