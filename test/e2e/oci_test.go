@@ -157,8 +157,11 @@ func (s *ociPod) remove() {
 	if err := namespace.Remove(s.dir.Run); err != nil {
 		s.t.Error(err)
 	}
-	os.RemoveAll(s.dir.Pod)
-	os.RemoveAll(s.out)
+	for _, dir := range []string{s.dir.Pod, s.out} {
+		if err := os.RemoveAll(dir); err != nil {
+			s.t.Error(err)
+		}
+	}
 }
 
 func (s *ociPod) write(dir string, files []isolator.File) {
@@ -220,8 +223,11 @@ func (s *ociPod) app(script string, change func(*isolator.App)) *ociApp {
 	name := plan.Units[len(plan.Units)-1].Name
 	s.t.Cleanup(func() {
 		_ = s.pid1.Kill(context.Background(), name, "main", 9) // it may be gone
-		if err := s.pid1.Stop(context.Background(), name); err != nil {
-			s.t.Errorf("stop %s: %v", name, err)
+		// What records the end of a killed app would write while its directory goes.
+		for _, name := range []string{name, unit.Exit(string(id))} {
+			if err := s.pid1.Stop(context.Background(), name); err != nil {
+				s.t.Errorf("stop %s: %v", name, err)
+			}
 		}
 		os.Remove("/run/gantry/exits/" + string(id))
 	})
