@@ -3,7 +3,8 @@
 // the answer together. What it adds is what belongs to a server alone: readiness,
 // error codes, logging, streaming sessions and whose pods may be touched.
 //
-// It keeps no state but open sessions; it may be killed at any moment.
+// It keeps no state but open sessions and the last CPU time of each pod; it may be killed
+// at any moment.
 package criserver
 
 import (
@@ -89,6 +90,7 @@ type Server struct {
 	closing   chan struct{}
 	closeOnce sync.Once
 	telemetry *telemetry
+	rates     rates
 }
 
 // New makes a Server that listens for streaming sessions already. Serve or Close

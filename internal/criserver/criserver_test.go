@@ -514,7 +514,7 @@ func TestPodStats(t *testing.T) {
 		t.Errorf("attributes: %v", a)
 	}
 	l := got.Linux
-	if l.Cpu.UsageCoreNanoSeconds.Value != 6e9 || l.Memory.WorkingSetBytes.Value != 3<<20 || l.Process.ProcessCount.Value != 3 ||
+	if l.Cpu.UsageCoreNanoSeconds.Value != 6e9 || l.Cpu.UsageNanoCores == nil || l.Memory.WorkingSetBytes.Value != 3<<20 || l.Process.ProcessCount.Value != 3 ||
 		l.Io.Psi.Full.Total != 2000 || l.Process.Timestamp == 0 || len(l.Containers) != 1 || l.Containers[0].Attributes.Id != one {
 		t.Errorf("got %v", l)
 	}
@@ -523,6 +523,10 @@ func TestPodStats(t *testing.T) {
 	}
 	if more := l.Network.Interfaces; l.Network.Timestamp == 0 || len(more) != 1 || more[0].Name != "net1" {
 		t.Errorf("network: %v", l.Network)
+	}
+	renamed := networkUsage(engine.PodStats{Interfaces: []network.InterfaceUsage{{Name: "x"}, {Name: "y"}}})
+	if renamed.DefaultInterface.GetName() != "x" || len(renamed.Interfaces) != 1 {
+		t.Errorf("without eth0: %v", renamed)
 	}
 	filtered := &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": "other"}}}
 	if list, err := b.ListPodSandboxStats(ctx, filtered); err != nil || len(list.Stats) != 0 {

@@ -119,12 +119,14 @@ func (s *Server) sandboxStats(ctx context.Context, p pod.PodStatus) (*runtimeapi
 		return nil, err
 	}
 	st := got.Stats
+	cpu := cpuUsage(st)
+	cpu.UsageNanoCores = s.rates.of(p.ID, st.Time, st.CPUNanos, p.Created)
 	return &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{
 			Id: string(p.ID), Metadata: cri.FromPod(p).Metadata, Labels: p.Labels, Annotations: p.Annotations,
 		},
 		Linux: &runtimeapi.LinuxPodSandboxStats{
-			Cpu: cpuUsage(st), Memory: memoryUsage(st), Io: ioUsage(st), Network: networkUsage(got),
+			Cpu: cpu, Memory: memoryUsage(st), Io: ioUsage(st), Network: networkUsage(got),
 			Process:    &runtimeapi.ProcessUsage{Timestamp: st.Time.UnixNano(), ProcessCount: number(got.Processes)},
 			Containers: containers,
 		},
@@ -148,6 +150,9 @@ func networkUsage(st engine.PodStats) *runtimeapi.NetworkUsage {
 		} else {
 			out.Interfaces = append(out.Interfaces, u)
 		}
+	}
+	if out.DefaultInterface == nil { // an app renamed it; kubelet breaks on none
+		out.DefaultInterface, out.Interfaces = out.Interfaces[0], out.Interfaces[1:]
 	}
 	return out
 }

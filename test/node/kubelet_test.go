@@ -91,7 +91,7 @@ func kubeletMeasures(t *testing.T) {
 	const pod = "two-gantry-trial"
 	eventually(t, 30*time.Second, "kubelet's summary has the pod with its network and its containers", func() bool {
 		out, err := exec.Command("sh", "-c", `curl -sk https://127.0.0.1:10250/stats/summary | jq -r '.pods[] | select(.podRef.name=="`+pod+`") |
-			select(.network.name=="eth0" and .network.txBytes>0 and .process_stats.process_count>0 and .memory.workingSetBytes>0) |
+			select(.network.name=="eth0" and .network.txBytes>0 and .process_stats.process_count>0 and .memory.workingSetBytes>0 and .cpu.usageNanoCores != null) |
 			.containers[] | select(.cpu.usageCoreNanoSeconds>0 and .memory.workingSetBytes>0 and .rootfs.usedBytes>0) | .name' | sort`).CombinedOutput()
 		return err == nil && string(out) == "talker\nweb\n"
 	})
