@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"strconv"
 	"strings"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -36,59 +34,7 @@ const (
 	whiteoutOpaque = ".wh..wh..opq"
 )
 
-// limits bound what a layer may cost.
-type limits struct {
-	bytes   int64 // of files, and of the archive
-	entries int
-	// image is what all layers of the image may still cost; nil for a layer of its own.
-	image *budget
-}
-
-// budget is what the layers of an image may still cost together, while they are
-// made side by side.
-type budget struct {
-	entries atomic.Int64
-	memory  atomic.Int64 // of names, targets and attributes
-	bytes   atomic.Int64 // of archives
-}
-
-// newBudget is that of an image whose blobs have so many bytes, -1 if that is unknown.
-func newBudget(entries int, blobs int64) *budget {
-	b := &budget{}
-	b.entries.Store(int64(entries))
-	b.memory.Store(maxMemory)
-	b.bytes.Store(math.MaxInt64)
-	if blobs >= 0 && blobs < (math.MaxInt64-freeBytes)/maxRatio {
-		b.bytes.Store(freeBytes + maxRatio*blobs)
-	}
-	return b
-}
-
-const (
-	defaultMaxLayer = 128 << 30
-	// maxEntries bounds a layer's tree and that of an image: some 300 bytes each are
-	// in memory while it is built, and one image must not take the node's engine down.
-	maxEntries = 1 << 20
-	maxPath    = unix.PathMax - 1
-	maxMtime   = 1 << 40
-	// What the trees of an image may take while they are built, besides their nodes.
-	maxMemory = 256 << 20
-	// An honest layer shrinks by 3 to 10 when compressed; a terabyte of zeros by
-	// 1,000 or more. Below freeBytes an image, any ratio is fine.
-	maxRatio  = 200
-	freeBytes = 1 << 30
-)
-
-// layerLimits are the bounds for a blob of so many bytes.
-func layerLimits(most, blob int64) limits {
-	if most <= 0 {
-		most = defaultMaxLayer
-	}
-	if blob >= 0 && blob < (most-freeBytes)/maxRatio {
-		most = min(most, freeBytes+maxRatio*blob)
-	}
-	return limits{bytes: most, entries: maxEntries}
-}
+const maxMtime = 1 << 40
 
 // errRefused marks content that we understood and do not want: there is no need
 // to look further for a reason.
@@ -106,18 +52,20 @@ type archive struct {
 	opaque    map[*erofs.Node]bool
 	entries   int
 	bytes     int64 // of files
-	memory    int   // of names, targets and attributes
 	steps     int   // along symlinks
 	devices   int   // nodes below dev/ that were left out
+	// implied are the attributes of all implied directories.
+	implied map[string]string
 }
 
 // readArchive reads a layer's archive to its end, files' data into out, and
 // returns its tree with overlayfs's whiteouts and our marks.
 func readArchive(r io.Reader, out *erofs.Writer, l limits) (*archive, error) {
 	a := &archive{
-		out: out, limits: l, root: impliedDir(),
+		out: out, limits: l, implied: map[string]string{markImplied: "y"},
 		whiteouts: map[*erofs.Node]map[string]bool{}, opaque: map[*erofs.Node]bool{},
 	}
+	a.root = a.impliedDir()
 	in := &countingReader{r: r, left: l.bytes, image: l.image}
 	tr := tar.NewReader(in)
 	for {
@@ -159,8 +107,8 @@ func (c *countingReader) Read(p []byte) (int, error) {
 	if c.left -= int64(n); c.left < 0 {
 		return 0, fmt.Errorf("archive is larger than this layer may be: %w", errRefused)
 	}
-	if c.image != nil && c.image.bytes.Add(-int64(n)) < 0 {
-		return 0, fmt.Errorf("the image's archives are larger than its blobs may become: %w", errRefused)
+	if over := c.image.grow(&c.image.archived, n); over != nil {
+		return 0, over
 	}
 	return n, err
 }
@@ -180,7 +128,7 @@ func (a *archive) entry(h *tar.Header, data io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if err := a.count(len(h.Name) + len(h.Linkname)); err != nil {
+	if err := a.count(); err != nil {
 		return err
 	}
 	if len(parts) == 0 {
@@ -205,28 +153,25 @@ func (a *archive) entry(h *tar.Header, data io.Reader) error {
 		return err
 	}
 	if isWhiteoutDevice(h) {
-		a.hide(dir, last)
-		return nil
+		return a.hide(dir, last)
 	}
 	return a.put(dir, last, h, data)
 }
 
-// count counts an entry and the bytes that it keeps in memory.
-func (a *archive) count(bytes int) error {
+// count counts an entry, or a directory that one implies.
+func (a *archive) count() error {
 	if a.entries++; a.entries > a.limits.entries {
 		return fmt.Errorf("more than %d entries: %w", a.limits.entries, errRefused)
 	}
-	if a.limits.image != nil && a.limits.image.entries.Add(-1) < 0 {
-		return fmt.Errorf("the image's layers have too many entries: %w", errRefused)
-	}
-	return a.remember(bytes)
+	return a.limits.image.count()
 }
 
-func (a *archive) remember(bytes int) error {
-	a.memory += bytes
-	if a.memory > maxMemory || a.limits.image != nil && a.limits.image.memory.Add(-int64(bytes)) < 0 {
-		return fmt.Errorf("more than %d bytes of names, targets and attributes: %w", maxMemory, errRefused)
+// keep puts a node into the tree, and counts the memory that it takes.
+func (a *archive) keep(dir *erofs.Node, name string, n *erofs.Node) error {
+	if err := a.limits.image.take(erofs.NameCost(name) + n.Cost()); err != nil {
+		return err
 	}
+	dir.Children[name] = n
 	return nil
 }
 
@@ -239,29 +184,28 @@ func isWhiteoutDevice(h *tar.Header) bool {
 // put makes one entry. A later one of the same name wins; a directory keeps what
 // is in it.
 func (a *archive) put(dir *erofs.Node, name string, h *tar.Header, data io.Reader) error {
-	old := dir.Children[name]
 	switch h.Typeflag {
 	case tar.TypeDir:
-		n := old
+		n := dir.Children[name]
 		if n == nil || !n.IsDir() {
 			n = erofs.NewDir(0)
 		}
-		dir.Children[name] = n
-		return a.setAttributes(n, h, unix.S_IFDIR)
+		if err := a.setAttributes(n, h, unix.S_IFDIR); err != nil {
+			return err
+		}
+		return a.keep(dir, name, n)
 	case tar.TypeLink:
 		n, err := a.link(h)
 		if err != nil || n == nil {
 			return err
 		}
-		dir.Children[name] = n
-		return nil
+		return a.keep(dir, name, n)
 	}
 	n, err := a.file(h, data)
 	if err != nil {
 		return err
 	}
-	dir.Children[name] = n
-	return nil
+	return a.keep(dir, name, n)
 }
 
 // file makes what is neither directory nor hard link.
@@ -295,8 +239,22 @@ func (a *archive) content(n *erofs.Node, size int64, data io.Reader) error {
 	a.bytes += size
 	n.Size = size
 	var err error
-	n.Block, err = a.out.Data(data, size)
+	n.Block, err = a.out.Data(&growingReader{data, a.limits.image}, size)
 	return err
+}
+
+// growingReader counts what comes out of an archive, holes of sparse files too.
+type growingReader struct {
+	r     io.Reader
+	image *budget
+}
+
+func (g *growingReader) Read(p []byte) (int, error) {
+	n, err := g.r.Read(p)
+	if over := g.image.grow(&g.image.unpacked, n); over != nil {
+		return 0, over
+	}
+	return n, err
 }
 
 // link finds the target of a hard link: a file of this layer, or by a mark one of
@@ -335,22 +293,27 @@ func (a *archive) whiteout(parent []string, name string) error {
 	}
 	if name == whiteoutOpaque {
 		a.opaque[dir] = true
-		return nil
+		return a.limits.image.take(a.costOfMark())
 	}
 	hidden := strings.TrimPrefix(name, whiteoutPrefix)
 	if hidden == "" || hidden == "." || hidden == ".." {
 		return fmt.Errorf("whiteout of nothing: %w", errRefused)
 	}
-	a.hide(dir, hidden)
-	return nil
+	return a.hide(dir, hidden)
 }
 
-func (a *archive) hide(dir *erofs.Node, name string) {
+func (a *archive) hide(dir *erofs.Node, name string) error {
+	cost := erofs.NameCost(name) + a.costOfMark()
 	if a.whiteouts[dir] == nil {
+		cost += erofs.NewDir(0).Cost()
 		a.whiteouts[dir] = map[string]bool{}
 	}
 	a.whiteouts[dir][name] = true
+	return a.limits.image.take(cost)
 }
+
+// costOfMark is what a node costs at most that is no more than a mark.
+func (a *archive) costOfMark() int64 { return (&erofs.Node{Xattrs: a.implied}).Cost() }
 
 // finish puts whiteouts into the tree. They speak of lower layers only, wherever
 // in the archive they stand: what this layer has under the same name stays.
@@ -411,7 +374,7 @@ func (a *archive) setXattrs(n *erofs.Node, h *tar.Header) error {
 		}
 		n.Xattrs[strings.Clone(name)] = strings.Clone(value)
 	}
-	return a.remember(size)
+	return nil
 }
 
 // keepXattr says which attributes an image may bring. trusted.* and user.overlay.*

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -44,7 +43,8 @@ func convertArchive(t testing.TB, data []byte, l limits) (string, error) {
 	return path, nil
 }
 
-var wide = limits{bytes: 1 << 30, entries: maxEntries}
+// wide is enough for everything, unless there is too much of it for an image.
+func wide() limits { return limits{bytes: 1 << 30, entries: maxEntries, image: newBudget(newLedger())} }
 
 func layerTree(t testing.TB, path string) string {
 	t.Helper()
@@ -116,7 +116,7 @@ func TestArchive(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			path, err := convertArchive(t, archiveOf(t, c.entries...), wide)
+			path, err := convertArchive(t, archiveOf(t, c.entries...), wide())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -164,8 +164,9 @@ func TestArchiveRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			if c.limits == (limits{}) {
-				c.limits = wide
+				c.limits = wide()
 			}
+			c.limits.image = newBudget(newLedger())
 			began := time.Now()
 			_, err := convertArchive(t, archiveOf(t, c.entries...), c.limits)
 			if !errors.Is(err, pod.ErrInvalid) || !errors.Is(err, errRefused) {
@@ -187,7 +188,7 @@ func TestLimits(t *testing.T) {
 		{1 << 20, 1 << 20, 1 << 20},             // the operator's limit
 		{2 << 30, 1 << 10, freeBytes + 200<<10}, //
 	} {
-		if got := layerLimits(c.most, c.blob).bytes; got != c.want {
+		if got := layerLimits(c.most, c.blob, nil).bytes; got != c.want {
 			t.Errorf("layerLimits(%d, %d) = %d, want %d", c.most, c.blob, got, c.want)
 		}
 	}
@@ -215,7 +216,7 @@ func TestManyLinkSteps(t *testing.T) {
 			entries = append(entries, entryOf(i))
 		}
 		began := time.Now()
-		_, err := convertArchive(t, archiveOf(t, entries...), wide)
+		_, err := convertArchive(t, archiveOf(t, entries...), wide())
 		if !errors.Is(err, errRefused) {
 			t.Errorf("%s: error = %v", name, err)
 		}
@@ -252,7 +253,7 @@ func TestSparse(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	path, err := convertArchive(t, b.Bytes(), wide)
+	path, err := convertArchive(t, b.Bytes(), wide())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,14 +262,14 @@ func TestSparse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	root, _, err := erofs.Load(f)
+	root, _, err := erofs.Load(f, func(int64) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
 	if n := root.Children["f"]; n == nil || n.Size != 1048580 {
 		t.Errorf("f = %+v", n)
 	}
-	if _, err := convertArchive(t, b.Bytes(), limits{bytes: 1 << 20, entries: 10}); !errors.Is(err, errRefused) {
+	if _, err := convertArchive(t, b.Bytes(), limits{bytes: 1 << 20, entries: 10, image: newBudget(newLedger())}); !errors.Is(err, errRefused) {
 		t.Errorf("a sparse file beyond the limit: %v", err)
 	}
 }
@@ -301,7 +302,7 @@ func TestPAXHeadersAreForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := heap()
-	a, err := readArchive(bytes.NewReader(b.Bytes()), image, wide)
+	a, err := readArchive(bytes.NewReader(b.Bytes()), image, wide())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,12 +331,12 @@ func TestBudgetOfImage(t *testing.T) {
 		change func(*budget)
 		want   string
 	}{
-		"entries": {func(b *budget) { b.entries.Store(3) }, "too many entries"},
-		"memory":  {func(b *budget) { b.memory.Store(9) }, "names, targets"},
-		"bytes":   {func(b *budget) { b.bytes.Store(int64(len(layer)) + 10) }, "larger than its blobs"},
+		"entries":  {func(b *budget) { b.entries.Store(3) }, "too many entries"},
+		"memory":   {func(b *budget) { b.ledger.maxMemory = 1000 }, "bytes of memory"},
+		"archives": {func(b *budget) { b.archived.Store(freeBytes - int64(len(layer)) - 10) }, "what was downloaded"},
+		"files":    {func(b *budget) { b.unpacked.Store(freeBytes - 4010) }, "what was downloaded"},
 	} {
-		l := wide
-		l.image = newBudget(100, int64(len(layer)))
+		l := wide()
 		c.change(l.image)
 		if _, err := convertArchive(t, layer, l); err != nil {
 			t.Errorf("%s: the first layer: %v", name, err)
@@ -344,25 +345,88 @@ func TestBudgetOfImage(t *testing.T) {
 			t.Errorf("%s: the second layer: %v", name, err)
 		}
 	}
-	if got := newBudget(1, 1<<20).bytes.Load(); got != freeBytes+maxRatio<<20 {
-		t.Errorf("an image of a megabyte may become %d bytes", got)
+}
+
+// What a manifest says about sizes is no bound; what came is.
+func TestBudgetGrowsWithDownload(t *testing.T) {
+	t.Parallel()
+	b := newBudget(newLedger())
+	b.unpacked.Store(freeBytes + 3*maxRatio)
+	if err := b.grow(&b.unpacked, 1); !errors.Is(err, errRefused) {
+		t.Errorf("nothing was downloaded: %v", err)
 	}
-	if got := newBudget(1, -1).bytes.Load(); got != math.MaxInt64 {
-		t.Errorf("an image of unknown size may become %d bytes", got)
+	b.downloaded.Add(4)
+	if err := b.grow(&b.unpacked, maxRatio-1); err != nil {
+		t.Errorf("four bytes were downloaded: %v", err)
 	}
-	for _, c := range []struct {
-		layers []blob
-		want   int64
-	}{
-		{[]blob{{digest: "a", size: 5}, {digest: "b", size: 6}, {digest: "a", size: 5}}, 11},
-		{[]blob{{digest: "a", size: 5}, {digest: "b", size: -1}}, -1},
-		{[]blob{{digest: "a", size: math.MaxInt64}, {digest: "b", size: 1}}, -1},
-	} {
-		if got := sizeOf(c.layers); got != c.want {
-			t.Errorf("sizeOf(%v) = %d, want %d", c.layers, got, c.want)
-		}
+	if err := b.grow(&b.unpacked, 1); !errors.Is(err, errRefused) {
+		t.Errorf("four bytes became 801: %v", err)
 	}
 }
+
+// All images under way share the engine's memory. What one gave back another gets.
+func TestMemoryOfAllImages(t *testing.T) {
+	t.Parallel()
+	l := newLedger()
+	one, two := newBudget(l), newBudget(l)
+	if err := one.take(maxMemory); err != nil {
+		t.Fatal(err)
+	}
+	if err := two.take(maxMemory); !errors.Is(err, pod.ErrUnavailable) || errors.Is(err, errRefused) {
+		t.Errorf("two images of %d bytes: %v", maxMemory, err)
+	}
+	one.close()
+	two.close()
+	if got := l.left.Load(); got != allMemory {
+		t.Errorf("%d bytes are left of %d", got, allMemory)
+	}
+	if err := two.take(maxMemory); err != nil {
+		t.Errorf("after the first one: %v", err)
+	}
+}
+
+// TestImpliedDirectories: a kilobyte of names must not become a gigabyte of
+// directories. It is not parallel: it looks at the heap.
+func TestImpliedDirectories(t *testing.T) {
+	l := wide()
+	l.image.ledger.maxMemory = 16 << 20
+	var entries []entry
+	for i := range 60 {
+		entries = append(entries, entry{name: fmt.Sprintf("%d/", i) + strings.Repeat("d/", 1900)})
+	}
+	out, err := os.Create(filepath.Join(t.TempDir(), "layer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	image, err := erofs.NewWriter(out, erofs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := archiveOf(t, entries...)
+	var most int64
+	before := heap()
+	// The archive is read in small pieces: between two of them the heap is looked at.
+	see := readerFunc(func(p []byte) (int, error) {
+		most = max(most, int64(heap())-int64(before))
+		n := copy(p[:min(len(p), 32<<10)], data)
+		data = data[n:]
+		if n == 0 {
+			return 0, io.EOF
+		}
+		return n, nil
+	})
+	if _, err := readArchive(see, image, l); !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "bytes of memory") {
+		t.Errorf("114,000 directories: %v", err)
+	}
+	if most > 16<<20 {
+		t.Errorf("%d bytes of memory were taken", most)
+	}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func paxRecord(key, value string) string {
 	for n := len(key) + len(value) + 3; ; n++ {
@@ -399,14 +463,14 @@ func FuzzArchive(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a, err := readArchive(bytes.NewReader(data), w, limits{bytes: 1 << 20, entries: 1000})
+		a, err := readArchive(bytes.NewReader(data), w, limits{bytes: 1 << 20, entries: 1000, image: newBudget(newLedger())})
 		if err != nil {
 			return
 		}
 		if _, err := w.Finish(a.root); err != nil {
 			t.Fatalf("accepted, and cannot be written: %v", err)
 		}
-		layer, _, err := erofs.Load(out)
+		layer, _, err := erofs.Load(out, func(int64) error { return nil })
 		if err != nil {
 			t.Fatalf("cannot be read back: %v", err)
 		}

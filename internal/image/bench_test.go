@@ -38,7 +38,7 @@ func BenchmarkConvert(b *testing.B) {
 					b.Fatal(err)
 				}
 				ctx := b.Context()
-				in := &blobReader{ctx: ctx, abort: func(error) {}, body: io.NopCloser(bytes.NewReader(data)), blob: blob{digestOf(data), digestOf(raw), int64(len(data))}}
+				in := &blobReader{ctx: ctx, abort: func(error) {}, body: io.NopCloser(bytes.NewReader(data)), blob: blob{digestOf(data), digestOf(raw), int64(len(data))}, image: newBudget(newLedger())}
 				if _, err := convert(in, out, 0); err != nil {
 					b.Fatal(err)
 				}

@@ -196,6 +196,7 @@ func (s *Store) mergeLayers(hexes []string, id, dir string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	defer m.budget.close()
 	size, err := writeMerged(filepath.Join(dir, mergedFile), id, m)
 	if err != nil || s.mode != MountLoop {
 		return size, err
@@ -209,25 +210,29 @@ type merged struct {
 	root    *erofs.Node
 	layers  []string // hex, each once, in the order of devices
 	devices []erofs.Device
+	budget  *budget // what the tree takes
 }
 
-func (s *Store) loadMerged(hexes []string) (*merged, error) {
-	m := &merged{root: newRoot()}
-	entries, meta := 0, int64(0)
+// loadMerged merges layers in memory. Who is done with the tree closes its budget.
+func (s *Store) loadMerged(hexes []string) (_ *merged, err error) {
+	m := &merged{root: newRoot(), budget: newBudget(s.ledger)}
+	defer func() {
+		if err != nil {
+			m.budget.close()
+		}
+	}()
+	entries := 0
 	for i, hex := range hexes {
 		f, err := os.Open(s.layerPath(hex))
 		if err != nil {
 			return nil, err
 		}
-		layer, super, err := erofs.Load(f)
+		layer, super, err := erofs.Load(f, m.budget.take)
 		if err := errors.Join(err, f.Close()); err != nil {
 			return nil, fmt.Errorf("layer %d (%s): %w", i+1, hex, err)
 		}
-		if entries += super.Inodes; entries > s.maxEntries {
-			return nil, fmt.Errorf("the image's layers have more than %d entries: %w", s.maxEntries, errRefused)
-		}
-		if meta += super.Meta; meta > erofs.MaxMeta {
-			return nil, fmt.Errorf("the image's layers have more than %d bytes of metadata: %w", int64(erofs.MaxMeta), errRefused)
+		if entries += super.Inodes; entries > s.ledger.maxEntries {
+			return nil, fmt.Errorf("the image's layers have more than %d entries: %w", s.ledger.maxEntries, errRefused)
 		}
 		device := slices.Index(m.layers, hex)
 		if device < 0 {

@@ -85,6 +85,7 @@ func (s *Store) EnsureTree(ctx context.Context, id string) (err error) {
 	}
 	m, err := s.loadMerged(hexes)
 	if err == nil {
+		defer m.budget.close()
 		_, err = s.writeFlat(w.file(flatFile), img.ID, m)
 	}
 	if err == nil {

@@ -273,7 +273,7 @@ func pullOf(t testing.TB, s *Store, ref string) *Image {
 // treeOf prints an image's merged tree: path, mode, owner, and what is in it.
 func treeOf(t testing.TB, s *Store, img *Image) string {
 	t.Helper()
-	u, err := s.openUsers(img)
+	u, err := s.openImage(img)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,6 +66,8 @@ type blobReader struct {
 	read  int64
 	// progress is told how much was read so far.
 	progress func(int64)
+	// alive is told that there is a reason why nothing is read.
+	alive func()
 }
 
 // Read fails at once when there is more than was announced.
@@ -75,6 +77,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 	}
 	n, err := b.body.Read(p)
 	b.read += int64(n)
+	b.image.downloaded.Add(int64(n))
 	if b.progress != nil {
 		b.progress(b.read)
 	}
@@ -100,9 +103,7 @@ func (b *blobReader) convert(w *erofs.Writer, most int64) (*archive, error) {
 	}
 	down := readAhead(in, b.see)
 	defer down.Close()
-	l := layerLimits(most, b.blob.size)
-	l.image = b.image
-	a, diffID, err := unpack(down, w, l, func() { b.abort(errAborted) })
+	a, diffID, err := unpack(down, w, layerLimits(most, b.blob.size, b.image), b.reserve, func() { b.abort(errAborted) })
 	if err != nil {
 		err = b.blame(down, err)
 		b.abort(errAborted)
@@ -120,14 +121,23 @@ func (b *blobReader) convert(w *erofs.Writer, most int64) (*archive, error) {
 	return a, nil
 }
 
+// reserve waits for the memory of a decompressor's window.
+func (b *blobReader) reserve(window int64) (free func(), err error) {
+	l := b.image.ledger
+	if err := l.window(b.ctx, window, b.alive); err != nil {
+		return nil, err
+	}
+	return func() { l.windows.Release(window) }, nil
+}
+
 // errAborted is why a download ends whose content nobody wants any more.
 var errAborted = errors.New("download aborted")
 
 // unpack runs the stages behind the download. The digest is "" for an archive
 // that was not compressed: it is the blob's. Content that makes no sense is read
 // on, so that its digest can be known; content that is refused is not.
-func unpack(blob io.Reader, w *erofs.Writer, l limits, abort func()) (*archive, digest.Digest, error) {
-	r, plain, free, err := decompress(blob)
+func unpack(blob io.Reader, w *erofs.Writer, l limits, reserve func(int64) (func(), error), abort func()) (*archive, digest.Digest, error) {
+	r, plain, free, err := decompress(blob, reserve)
 	if err != nil {
 		return nil, "", err
 	}

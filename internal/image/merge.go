@@ -71,10 +71,7 @@ func (m *merge) dir(below, above *erofs.Node, path []string) {
 		case m.links[n] != nil:
 			below.Children[name] = m.links[n]
 		default:
-			if n.IsRegular() && n.Size > 0 {
-				n.Device = m.device
-			}
-			n.Xattrs = withoutMarks(n.Xattrs)
+			m.adoptFile(n)
 			below.Children[name] = n
 		}
 	}
@@ -94,10 +91,11 @@ func (m *merge) subdir(below *erofs.Node, name string, n *erofs.Node, path []str
 		}
 	}
 	if old == nil || !old.IsDir() {
-		old = erofs.NewDir(0)
-		takeAttributes(old, n)
-		below.Children[name] = old
-	} else if !implied {
+		m.adopt(n)
+		below.Children[name] = n
+		return
+	}
+	if !implied {
 		takeAttributes(old, n)
 	}
 	if opaque {
@@ -106,17 +104,47 @@ func (m *merge) subdir(below *erofs.Node, name string, n *erofs.Node, path []str
 	m.dir(old, n, path)
 }
 
+// adopt makes a directory of the layer one of the tree, where nothing is below it.
+func (m *merge) adopt(dir *erofs.Node) {
+	dir.Xattrs = withoutMarks(dir.Xattrs)
+	for name, n := range dir.Children {
+		switch {
+		case n.IsWhiteout():
+			delete(dir.Children, name)
+		case n.IsDir():
+			m.adopt(n)
+		case m.links[n] != nil:
+			dir.Children[name] = m.links[n]
+		default:
+			m.adoptFile(n)
+		}
+	}
+}
+
+func (m *merge) adoptFile(n *erofs.Node) {
+	if n.IsRegular() && n.Size > 0 {
+		n.Device = m.device
+	}
+	n.Xattrs = withoutMarks(n.Xattrs)
+}
+
 func takeAttributes(to, from *erofs.Node) {
 	to.Mode, to.UID, to.GID = from.Mode, from.UID, from.GID
 	to.Mtime, to.Nsec = from.Mtime, from.Nsec
 	to.Xattrs = withoutMarks(from.Xattrs)
 }
 
-// withoutMarks leaves out what only the merge needed.
+// withoutMarks leaves out what only the merge needed. Most nodes have nothing.
 func withoutMarks(xattrs map[string]string) map[string]string {
+	if xattrs[markOpaque] == "" && xattrs[markImplied] == "" && xattrs[markLink] == "" {
+		return xattrs
+	}
 	out := maps.Clone(xattrs)
 	for _, name := range []string{markOpaque, markImplied, markLink} {
 		delete(out, name)
+	}
+	if len(out) == 0 {
+		return nil
 	}
 	return out
 }

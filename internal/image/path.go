@@ -3,22 +3,27 @@ package image
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"io/fs"
+	"path"
 	"strings"
 
+	reader "github.com/erofs/go-erofs"
 	"golang.org/x/sys/unix"
 
 	"gantry/internal/image/erofs"
+	"gantry/internal/pod"
 )
 
 const (
+	maxPath = unix.PathMax - 1
 	// maxHops bounds symlinks followed in one path, as the kernel does.
 	maxHops = 40
 	// maxDepth bounds directories in each other: a path cannot name more.
 	maxDepth = maxPath / 2
 	// maxSteps bounds what following the symlinks of one layer may cost.
 	maxSteps = 8 << 20
+	// maxLookups bounds the same for one path of an image that is not in memory.
+	maxLookups = 1 << 16
 )
 
 // splitName checks an entry's name and splits it. The root is no part at all.
@@ -46,9 +51,9 @@ func splitName(name string) ([]string, error) {
 	return parts, nil
 }
 
-func impliedDir() *erofs.Node {
+func (a *archive) impliedDir() *erofs.Node {
 	n := erofs.NewDir(0o755)
-	n.Xattrs = map[string]string{markImplied: "y"}
+	n.Xattrs = a.implied
 	return n
 }
 
@@ -57,12 +62,11 @@ func impliedDir() *erofs.Node {
 // layer is would follow them.
 func (a *archive) dir(parts []string) (*erofs.Node, error) {
 	w := walker{root: a.root, steps: &a.steps, missing: func(parent *erofs.Node, name string) (*erofs.Node, error) {
-		if err := a.count(len(name)); err != nil {
+		if err := a.count(); err != nil {
 			return nil, err
 		}
-		n := impliedDir()
-		parent.Children[name] = n
-		return n, nil
+		n := a.impliedDir()
+		return n, a.keep(parent, name, n)
 	}}
 	n, err := w.walk(parts, true)
 	if err == nil && !n.IsDir() {
@@ -139,21 +143,60 @@ func (w *walker) walk(parts []string, follow bool) (*erofs.Node, error) {
 }
 
 // HasPath tells whether an image has a path, found as a process whose root the image
-// is would find it.
-func (s *Store) HasPath(id, path string) (bool, error) {
-	f, err := os.Open(filepath.Join(s.imageDir(hexOf(id)), mergedFile))
+// is would find it. It reads the inodes on the way only: a tree may be large.
+func (s *Store) HasPath(id, name string) (bool, error) {
+	img, err := s.Image(id)
 	if err != nil {
 		return false, err
 	}
-	root, _, err := erofs.Load(f)
-	if err := errors.Join(err, f.Close()); err != nil {
+	open, err := s.openImage(img)
+	if err != nil {
 		return false, err
 	}
-	steps := 0
-	w := walker{root: root, steps: &steps}
-	n, err := w.walk(strings.Split(path, "/"), true)
-	if errors.Is(err, errRefused) {
-		return false, nil // no process would find it, either
+	defer open.close()
+	links, ok := open.tree.(fs.ReadLinkFS)
+	if !ok {
+		return false, fmt.Errorf("read links of image %s: %w", id, pod.ErrInternal)
 	}
-	return n != nil, err
+	has, err := hasPath(links, strings.Split(name, "/"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, reader.ErrNotDirectory) {
+		return false, nil
+	}
+	return has, err
+}
+
+// hasPath follows links by itself: the path that they lead to is not what is left
+// when it is cleaned.
+func hasPath(tree fs.ReadLinkFS, parts []string) (bool, error) {
+	here, steps := "/", 0
+	for hops := 0; len(parts) > 0; {
+		next := path.Join(here, parts[0])
+		parts = parts[1:]
+		if steps += 1 + strings.Count(next, "/"); steps > maxLookups {
+			return false, fmt.Errorf("symlinks lead too far: %w", errRefused)
+		}
+		info, err := tree.Lstat(next)
+		if err != nil {
+			return false, err
+		}
+		if info.Mode()&fs.ModeSymlink == 0 {
+			here = next
+			if len(parts) > 0 && !info.IsDir() {
+				return false, nil
+			}
+			continue
+		}
+		if hops++; hops > maxHops {
+			return false, nil
+		}
+		target, err := tree.ReadLink(next)
+		if err != nil {
+			return false, err
+		}
+		if path.IsAbs(target) {
+			here = "/"
+		}
+		parts = append(strings.Split(target, "/"), parts...)
+	}
+	return true, nil
 }

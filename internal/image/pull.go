@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/pkg/blobinfocache/none"
 	"go.podman.io/image/v5/types"
@@ -187,7 +185,8 @@ func (p *pull) diffIDs() []string {
 func (p *pull) layers(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p.budget = newBudget(p.store.maxEntries, sizeOf(p.remote.layers))
+	p.budget = newBudget(p.store.ledger)
+	defer p.budget.close()
 	slots := make(chan struct{}, p.store.cfg.Parallel)
 	var all sync.WaitGroup
 	for i := range p.remote.layers {
@@ -211,22 +210,6 @@ func (p *pull) layers(ctx context.Context) error {
 	}
 	all.Wait()
 	return context.Cause(ctx)
-}
-
-// sizeOf adds up blobs, each once; it is -1 if one does not tell.
-func sizeOf(layers []blob) int64 {
-	var sum int64
-	seen := map[digest.Digest]bool{}
-	for _, b := range layers {
-		if b.size < 0 || b.size > math.MaxInt64-sum {
-			return -1
-		}
-		if !seen[b.digest] {
-			seen[b.digest] = true
-			sum += b.size
-		}
-	}
-	return sum
 }
 
 // layer fetches and converts one layer, unless it is there, or another process
@@ -283,7 +266,8 @@ func (p *pull) download(ctx context.Context, i int, w *workspace) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	in := &blobReader{ctx: ctx, abort: cancel, body: body, blob: b, image: p.budget, progress: func(n int64) {
+	alive := func() { stalled.Reset(patience) }
+	in := &blobReader{ctx: ctx, abort: cancel, body: body, blob: b, image: p.budget, alive: alive, progress: func(n int64) {
 		stalled.Reset(patience)
 		p.progress(Progress{Stage: StageLayer, Layer: i + 1, Layers: len(p.remote.layers), Bytes: n, Total: b.size})
 	}}

@@ -45,11 +45,10 @@ const (
 
 // Store is an image store. Several processes may have it open at once.
 type Store struct {
-	cfg  Config
-	log  *slog.Logger
-	mode MountMode
-	// maxEntries is what all layers of one image may have.
-	maxEntries int
+	cfg    Config
+	log    *slog.Logger
+	mode   MountMode
+	ledger *ledger
 
 	mu      sync.Mutex // guards what follows
 	cached  *index
@@ -61,7 +60,7 @@ func Open(cfg Config) (*Store, error) {
 	if !filepath.IsAbs(cfg.Root) || !filepath.IsAbs(cfg.Run) || strings.ContainsAny(cfg.Root+cfg.Run, ",:\n") {
 		return nil, fmt.Errorf("open image store: root %q and run %q: want absolute paths without comma and colon: %w", cfg.Root, cfg.Run, pod.ErrInvalid)
 	}
-	s := &Store{cfg: cfg, log: cfg.Log, maxEntries: maxEntries, flights: map[string]*flight{}}
+	s := &Store{cfg: cfg, log: cfg.Log, ledger: newLedger(), flights: map[string]*flight{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

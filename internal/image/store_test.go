@@ -368,7 +368,7 @@ func TestManyEntriesInAll(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t)
 	s := newStore(t, nil, r)
-	s.maxEntries = 6
+	s.ledger.maxEntries = 6
 	before := filesOf(t, s)
 	one := gzLayer(t, file("a", ""), file("b", ""), file("c", ""))
 	two := gzLayer(t, file("d", ""), file("e", ""), file("f", ""), file("g", ""))
@@ -387,6 +387,29 @@ func TestManyEntriesInAll(t *testing.T) {
 		pullOf(t, s, r.push(t, fmt.Sprintf("part%d:1", i), imageWith(t, v1.Config{}, l)))
 	}
 	refused()
+}
+
+// Layers that are there already count like those that come: their trees are all in
+// memory while they are merged.
+func TestMuchMemoryInAll(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	s := newStore(t, nil, r)
+	deep := func(name string) v1.Layer { return gzLayer(t, file(name+strings.Repeat("/d", 50), "")) }
+	one, two := deep("a"), deep("b")
+	both := r.push(t, "both:1", imageWith(t, v1.Config{}, one, two))
+	s.ledger.maxMemory = 90 << 10
+	for i, l := range []v1.Layer{one, two} {
+		pullOf(t, s, r.push(t, fmt.Sprintf("part%d:1", i), imageWith(t, v1.Config{}, l)))
+	}
+	if _, err := s.Pull(t.Context(), both, PullOptions{}); !errors.Is(err, pod.ErrInvalid) || !strings.Contains(err.Error(), "bytes of memory") {
+		t.Errorf("error = %v", err)
+	}
+	if got := s.ledger.left.Load(); got != allMemory {
+		t.Errorf("%d bytes are taken when nothing is under way", allMemory-got)
+	}
+	s.ledger.maxMemory = maxMemory
+	pullOf(t, s, both)
 }
 
 // A record that is too large to be read back would keep GC from removing anything,
@@ -615,12 +638,13 @@ func TestHasPath(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t)
 	lower := gzLayer(t, entry{name: "./"}, entry{name: "d/"}, file("d/gone", "1"), file("d/kept", "1"))
-	upper := gzLayer(t, entry{name: "./"}, file("d/.wh.gone", ""), symlink("way", "d/kept"), symlink("loop", "loop"), symlink("up", "../../../d"))
+	upper := gzLayer(t, entry{name: "./"}, file("d/.wh.gone", ""), symlink("way", "d/kept"), symlink("loop", "loop"), symlink("up", "../../../d"),
+		symlink("around", "up/../up/kept"))
 	s := newStore(t, nil, r)
 	img := pullOf(t, s, r.push(t, "a:1", imageWith(t, v1.Config{}, lower, upper)))
 	for path, want := range map[string]bool{
 		"d": true, "d/": true, "/d/kept": true, "way": true, "up/kept": true,
-		"d/gone": false, "none": false, "d/kept/x": false, "loop": false,
+		"d/gone": false, "none": false, "d/kept/x": false, "loop": false, "../../d": true, "around": true,
 	} {
 		if got, err := s.HasPath(img.ID, path); got != want || err != nil {
 			t.Errorf("HasPath(%q) = %v, %v", path, got, err)

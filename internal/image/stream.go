@@ -17,7 +17,10 @@ const (
 	chunkSize = 256 << 10
 	aheadMost = 8 // chunks between two stages
 	// maxWindow is the largest zstd window that is honoured: zstd --ultra --long.
+	// Every decoder may have minWindow: what comes behind a small first frame may be
+	// larger than that one.
 	maxWindow = 128 << 20
+	minWindow = 32 << 20
 )
 
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
@@ -104,8 +107,9 @@ var (
 )
 
 // decompress returns the archive in a blob. What it is, the blob itself tells:
-// media types are wrong too often. Plain tells that it was not compressed.
-func decompress(blob io.Reader) (r io.Reader, plain bool, free func(), err error) {
+// media types are wrong too often. Plain tells that it was not compressed. reserve
+// waits for the memory of a large window, and returns what gives it back.
+func decompress(blob io.Reader, reserve func(window int64) (free func(), err error)) (r io.Reader, plain bool, free func(), err error) {
 	in := bufio.NewReaderSize(blob, 64<<10)
 	head, err := in.Peek(6)
 	if err != nil && err != io.EOF {
@@ -120,16 +124,36 @@ func decompress(blob io.Reader) (r io.Reader, plain bool, free func(), err error
 		}
 		return z, false, nothing, nil
 	case bytes.HasPrefix(head, zstdMagic), isSkippable(head):
-		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+		window := windowOf(in)
+		giveBack, err := reserve(window)
 		if err != nil {
+			return nil, false, nil, fmt.Errorf("decompress zstd: wait for memory: %w", err)
+		}
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(uint64(window)))
+		if err != nil {
+			giveBack()
 			return nil, false, nil, fmt.Errorf("decompress zstd: %w", err)
 		}
-		return z, false, z.Close, nil
+		return z, false, func() { z.Close(); giveBack() }, nil
 	case bytes.HasPrefix(head, xzMagic), bytes.HasPrefix(head, bzipMagic):
 		return nil, false, nil, fmt.Errorf("decompress: xz and bzip2 layers: %w", pod.ErrUnsupported)
 	default:
 		return in, true, nothing, nil
 	}
+}
+
+// windowOf is how far back a zstd stream may look, told from its first frame.
+func windowOf(in *bufio.Reader) int64 {
+	head, _ := in.Peek(zstd.HeaderMaxSize)
+	var h zstd.Header
+	if err := h.Decode(head); err != nil || h.Skippable {
+		return maxWindow
+	}
+	size := h.WindowSize
+	if h.SingleSegment {
+		size = h.FrameContentSize
+	}
+	return int64(max(minWindow, min(size, maxWindow)))
 }
 
 // isSkippable tells whether zstd frames that carry no data come first.

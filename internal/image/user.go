@@ -39,11 +39,12 @@ func (s *Store) ResolveUser(img *Image, user, group string, strict bool, extra [
 	if group == "" {
 		group = own
 	}
-	files, err := s.openUsers(img)
+	open, err := s.openImage(img)
 	if err != nil {
 		return User{}, fmt.Errorf("resolve user %s: %w", shown(user), err)
 	}
-	defer files.close()
+	defer open.close()
+	files := userFiles{open}
 	u, err := files.resolve(name, group, strict, extra)
 	if err != nil {
 		return User{}, fmt.Errorf("resolve user %s: %w", shown(user), err)
@@ -53,7 +54,10 @@ func (s *Store) ResolveUser(img *Image, user, group string, strict bool, extra [
 
 // userFiles reads etc/passwd and etc/group out of an image that is not mounted.
 // Symlinks are followed inside of the image.
-type userFiles struct {
+type userFiles struct{ *openImage }
+
+// openImage is an image's tree, read inode by inode: it may be large.
+type openImage struct {
 	tree  fs.FS
 	files []*lazyFile
 }
@@ -76,7 +80,7 @@ func (l *lazyFile) ReadAt(p []byte, off int64) (int, error) {
 	return l.f.ReadAt(p, off)
 }
 
-func (u *userFiles) close() {
+func (u *openImage) close() {
 	for _, l := range u.files {
 		if l.f != nil {
 			l.f.Close()
@@ -84,8 +88,8 @@ func (u *userFiles) close() {
 	}
 }
 
-func (s *Store) openUsers(img *Image) (*userFiles, error) {
-	u := &userFiles{files: []*lazyFile{{path: filepath.Join(s.imageDir(hexOf(img.ID)), mergedFile)}}}
+func (s *Store) openImage(img *Image) (*openImage, error) {
+	u := &openImage{files: []*lazyFile{{path: filepath.Join(s.imageDir(hexOf(img.ID)), mergedFile)}}}
 	var devices []io.ReaderAt
 	seen := map[string]bool{}
 	for _, l := range img.Layers {

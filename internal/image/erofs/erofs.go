@@ -99,6 +99,34 @@ func (n *Node) IsSymlink() bool { return n.Mode&unix.S_IFMT == unix.S_IFLNK }
 // IsWhiteout tells whether the node is overlayfs's mark of a deleted file.
 func (n *Node) IsWhiteout() bool { return n.Mode&unix.S_IFMT == unix.S_IFCHR && n.Rdev == 0 }
 
+// What a tree takes in memory while an image is written or loaded, its highest
+// amount: measured by TestCost, which fails if they are too low.
+const (
+	nodeCost  = 250
+	nameCost  = 90
+	dirCost   = 330
+	xattrCost = 350
+	pairCost  = 48
+)
+
+// Cost estimates the memory that a node takes.
+func (n *Node) Cost() int64 {
+	cost := nodeCost + len(n.Target)
+	if n.IsDir() {
+		cost += dirCost
+	}
+	if len(n.Xattrs) > 0 {
+		cost += xattrCost
+	}
+	for name, value := range n.Xattrs {
+		cost += pairCost + len(name) + len(value)
+	}
+	return int64(cost)
+}
+
+// NameCost estimates the memory that a name in a directory takes.
+func NameCost(name string) int64 { return int64(nameCost + len(name)) }
+
 // fileType is the type as a directory entry has it.
 func (n *Node) fileType() byte {
 	switch n.Mode & unix.S_IFMT {

@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,16 +12,15 @@ import (
 // errCorrupt is what Load answers to anything a Writer would not have written.
 var errCorrupt = errors.New("not an image of this program, or a damaged one")
 
-// MaxMeta bounds the metadata that Load takes into memory.
-const MaxMeta = 1 << 30
+// maxMeta bounds the metadata that Load takes into memory, whoever asks.
+const maxMeta = 1 << 30
 
 // Super is what Load tells of an image besides its tree.
 type Super struct {
 	UUID    [16]byte
 	Blocks  uint32
 	Devices int
-	Inodes  int   // of the tree
-	Meta    int64 // bytes of metadata
+	Inodes  int // of the tree
 }
 
 // loader reads an image's metadata, in one piece, back into nodes.
@@ -31,11 +31,20 @@ type loader struct {
 	devices int
 	nodes   map[uint64]*Node
 	left    int // inodes that may still come: a tree has no more than were written
+	take    func(bytes int64) error
+
+	// Many inodes have the same attributes as the one before. They share them.
+	rawXattrs []byte
+	xattrs    map[string]string
 }
 
 // Load reads the tree of an image that a Writer wrote. It trusts nothing: a
 // damaged image gives an error, not a panic or a loop.
-func Load(r io.ReaderAt) (*Node, Super, error) {
+//
+// take is asked before memory is taken, with an estimate of how much; what is given
+// back when Load returns, it gets as less than nothing. The tree's part stays taken.
+// Attributes may be shared between nodes: change a copy of them.
+func Load(r io.ReaderAt, take func(bytes int64) error) (*Node, Super, error) {
 	var sb [superSize]byte
 	if _, err := r.ReadAt(sb[:], superStart); err != nil {
 		return nil, Super{}, fmt.Errorf("read image: super block: %w", err)
@@ -43,16 +52,19 @@ func Load(r io.ReaderAt) (*Node, Super, error) {
 	info := Super{UUID: [16]byte(sb[48:64]), Blocks: le.Uint32(sb[36:]), Devices: int(le.Uint16(sb[86:]))}
 	l := &loader{
 		start: int64(le.Uint32(sb[40:])), blocks: int64(info.Blocks),
-		devices: info.Devices, nodes: map[uint64]*Node{},
+		devices: info.Devices, nodes: map[uint64]*Node{}, take: take,
 	}
 	size := (l.blocks - l.start) * BlockSize
-	if le.Uint32(sb[0:]) != superMagic || sb[12] != blockBits || size <= 0 || size > MaxMeta {
+	if le.Uint32(sb[0:]) != superMagic || sb[12] != blockBits || size <= 0 || size > maxMeta {
 		return nil, Super{}, fmt.Errorf("read image: super block: %w", errCorrupt)
 	}
 	if inodes := le.Uint64(sb[16:]); inodes <= uint64(size/inodeSize) {
 		l.left, info.Inodes = int(inodes), int(inodes)
 	}
-	info.Meta = size
+	if err := take(size); err != nil {
+		return nil, Super{}, fmt.Errorf("read image: metadata: %w", err)
+	}
+	defer take(-size)
 	if err := l.read(r, size); err != nil {
 		return nil, Super{}, fmt.Errorf("read image: metadata: %w", err)
 	}
@@ -108,6 +120,9 @@ func (l *loader) tree(nid uint64) (*Node, error) {
 		p := queue[0]
 		queue = queue[1:]
 		err := eachDirent(p.data, func(name string, nid uint64) error {
+			if err := l.take(NameCost(name)); err != nil {
+				return err
+			}
 			if old := l.nodes[nid]; old != nil {
 				if old.IsDir() {
 					return errCorrupt
@@ -134,7 +149,7 @@ func (l *loader) tree(nid uint64) (*Node, error) {
 
 // node decodes an inode; for a directory it also returns its entries.
 func (l *loader) node(nid uint64) (*Node, []byte, error) {
-	if l.left--; l.left < 0 || nid > MaxMeta>>slotBits {
+	if l.left--; l.left < 0 || nid > maxMeta>>slotBits {
 		return nil, nil, errCorrupt
 	}
 	at := int64(nid) << slotBits
@@ -157,14 +172,27 @@ func (l *loader) node(nid uint64) (*Node, []byte, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		if n.Xattrs, err = parseXattrs(xattrs); err != nil {
+		if n.Xattrs, err = l.parse(xattrs); err != nil {
 			return nil, nil, err
 		}
 		at += int64(n.nxattr)
 	}
 	l.nodes[nid] = n
 	data, err := l.content(n, int(format>>1&7), int64(le.Uint64(b[8:])), le.Uint32(b[16:]), at)
-	return n, data, err
+	if err != nil {
+		return nil, nil, err
+	}
+	return n, data, l.take(n.Cost())
+}
+
+// parse decodes attributes, unless they are those of the inode before.
+func (l *loader) parse(raw []byte) (map[string]string, error) {
+	if l.xattrs != nil && bytes.Equal(raw, l.rawXattrs) {
+		return l.xattrs, nil
+	}
+	xattrs, err := parseXattrs(raw)
+	l.rawXattrs, l.xattrs = raw, xattrs
+	return xattrs, err
 }
 
 // content reads what an inode has besides its attributes: a target, a device

@@ -19,7 +19,7 @@ func TestLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	got, super, err := Load(f)
+	got, super, err := Load(f, free)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func FuzzLoad(f *testing.F) {
 		if int(at) < len(damaged) {
 			copy(damaged[at:], patch)
 		}
-		root, _, err := Load(bytes.NewReader(damaged))
+		root, _, err := Load(bytes.NewReader(damaged), free)
 		if err == nil && !root.IsDir() {
 			t.Error("a root that is no directory")
 		}

@@ -1,10 +1,13 @@
 package erofs
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // Device is another image whose data this one points into.
@@ -71,7 +74,8 @@ func (w *Writer) Data(r io.Reader, size int64) (uint32, error) {
 }
 
 // Append stores the blocks of another image as they are, and returns where they
-// begin. The kernel copies, or shares the blocks if the file system can.
+// begin. The kernel copies, or shares the blocks if the file system can. Holes stay
+// holes.
 func (w *Writer) Append(f *os.File, blocks uint32) (uint32, error) {
 	if err := w.flush(); err != nil {
 		return 0, err
@@ -80,14 +84,51 @@ func (w *Writer) Append(f *os.File, blocks uint32) (uint32, error) {
 	if start+int64(blocks) >= nullBlock {
 		return 0, fmt.Errorf("write image: larger than %d blocks", uint32(nullBlock))
 	}
-	if _, err := w.file.Seek(start*BlockSize, io.SeekStart); err != nil {
-		return 0, fmt.Errorf("write image: %w", err)
+	size := int64(blocks) * BlockSize
+	if st, err := f.Stat(); err != nil || st.Size() < size {
+		return 0, fmt.Errorf("write image: another image has %d blocks: %w", blocks, errors.Join(err, io.ErrUnexpectedEOF))
 	}
-	if _, err := io.CopyN(w.file, f, int64(blocks)*BlockSize); err != nil {
-		return 0, fmt.Errorf("write image: %w", err)
+	for at := int64(0); at < size; {
+		from, to, err := nextData(f, at, size)
+		if err != nil {
+			return 0, fmt.Errorf("write image: %w", err)
+		}
+		if err := w.copyRange(f, from, to, start*BlockSize); err != nil {
+			return 0, fmt.Errorf("write image: %w", err)
+		}
+		at = to
 	}
 	w.next += int64(blocks)
 	return uint32(start), nil
+}
+
+// nextData finds the next piece of a file that is no hole; both are size if there
+// is none.
+func nextData(f *os.File, at, size int64) (from, to int64, err error) {
+	from, err = f.Seek(at, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) || err == nil && from >= size {
+		return size, size, nil
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	to, err = f.Seek(from, unix.SEEK_HOLE)
+	return from, min(to, size), err
+}
+
+// copyRange copies a piece of a file to the same place behind base.
+func (w *Writer) copyRange(f *os.File, from, to, base int64) error {
+	if from == to {
+		return nil
+	}
+	if _, err := f.Seek(from, io.SeekStart); err != nil {
+		return err
+	}
+	if _, err := w.file.Seek(base+from, io.SeekStart); err != nil {
+		return err
+	}
+	_, err := io.CopyN(w.file, f, to-from)
+	return err
 }
 
 // pad fills the last block with zeros.
