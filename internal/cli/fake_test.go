@@ -391,7 +391,8 @@ func (f *fakeEngine) PodStats(context.Context, pod.ID) (engine.PodStats, error) 
 func (f *fakeEngine) UpdatePod(context.Context, pod.ID, pod.PodResources) error {
 	return pod.ErrUnsupported
 }
-func (f *fakeEngine) Changed() <-chan struct{} { return nil }
+func (f *fakeEngine) MeasureLayers([]pod.AppStatus) {}
+func (f *fakeEngine) Changed() <-chan struct{}      { return nil }
 func (f *fakeEngine) AppMetrics(context.Context, pod.ID) (engine.Metrics, error) {
 	return engine.Metrics{}, pod.ErrUnsupported
 }

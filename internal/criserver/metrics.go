@@ -78,9 +78,10 @@ func (s *runtimeService) ListPodSandboxMetrics(ctx context.Context, _ *runtimeap
 		return nil, err
 	}
 	resp := &runtimeapi.ListPodSandboxMetricsResponse{}
-	ready := &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}}
+	ready := cri.Pods(all, &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}})
 	families, interfaces := appMetrics(), interfaceMetrics()
-	for _, p := range cri.Pods(all, ready) {
+	s.cfg.Engine.MeasureLayers(runningApps(ready...))
+	for _, p := range ready {
 		one := &runtimeapi.PodSandboxMetrics{PodSandboxId: string(p.ID)}
 		stats, err := s.cfg.Engine.PodStats(ctx, p.ID)
 		left, err := s.leftOut(ctx, "pod", p.ID, err)
@@ -103,10 +104,7 @@ func (s *runtimeService) ListPodSandboxMetrics(ctx context.Context, _ *runtimeap
 }
 
 func (s *Server) containerMetrics(ctx context.Context, p pod.PodStatus, families []metric[measured]) (out []*runtimeapi.ContainerMetrics, err error) {
-	for _, a := range p.Apps {
-		if a.Phase != pod.Running {
-			continue
-		}
+	for _, a := range runningApps(p) {
 		got, err := s.cfg.Engine.AppMetrics(ctx, a.ID)
 		left, err := s.leftOut(ctx, "app", a.ID, err)
 		if err != nil {

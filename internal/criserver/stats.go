@@ -43,6 +43,7 @@ func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtimeapi.L
 // cannot be read does not hide the others.
 func (s *Server) containerStats(ctx context.Context, apps []pod.AppStatus) (out []*runtimeapi.ContainerStats, err error) {
 	mountpoint := s.cfg.Images.Mountpoint()
+	s.cfg.Engine.MeasureLayers(apps)
 	for _, a := range apps {
 		got, err := s.cfg.Engine.AppStats(ctx, a.ID)
 		left, err := s.leftOut(ctx, "app", a.ID, err)
@@ -87,10 +88,12 @@ func (s *runtimeService) ListPodSandboxStats(ctx context.Context, r *runtimeapi.
 		return nil, err
 	}
 	resp := &runtimeapi.ListPodSandboxStatsResponse{}
-	for _, p := range cri.Pods(all, &runtimeapi.PodSandboxFilter{
+	ready := cri.Pods(all, &runtimeapi.PodSandboxFilter{
 		Id: r.GetFilter().GetId(), LabelSelector: r.GetFilter().GetLabelSelector(),
 		State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
-	}) {
+	})
+	s.cfg.Engine.MeasureLayers(runningApps(ready...))
+	for _, p := range ready {
 		stats, err := s.sandboxStats(ctx, p)
 		left, err := s.leftOut(ctx, "pod", p.ID, err)
 		if err != nil {
@@ -103,18 +106,23 @@ func (s *runtimeService) ListPodSandboxStats(ctx context.Context, r *runtimeapi.
 	return resp, nil
 }
 
+func runningApps(pods ...pod.PodStatus) (out []pod.AppStatus) {
+	for _, p := range pods {
+		for _, a := range p.Apps {
+			if a.Phase == pod.Running {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
+}
+
 func (s *Server) sandboxStats(ctx context.Context, p pod.PodStatus) (*runtimeapi.PodSandboxStats, error) {
 	got, err := s.cfg.Engine.PodStats(ctx, p.ID)
 	if err != nil {
 		return nil, err
 	}
-	var running []pod.AppStatus
-	for _, a := range p.Apps {
-		if a.Phase == pod.Running {
-			running = append(running, a)
-		}
-	}
-	containers, err := s.containerStats(ctx, running)
+	containers, err := s.containerStats(ctx, runningApps(p))
 	if err != nil {
 		return nil, err
 	}

@@ -109,6 +109,7 @@ type API interface {
 	PortForward(ctx context.Context, podID pod.ID, port uint16, stream io.ReadWriteCloser) error
 	ReopenLog(ctx context.Context, id pod.ID) error
 
+	MeasureLayers(apps []pod.AppStatus)
 	AppStats(ctx context.Context, id pod.ID) (Stats, error)
 	PodStats(ctx context.Context, id pod.ID) (PodStats, error)
 	AppMetrics(ctx context.Context, id pod.ID) (Metrics, error)

@@ -79,7 +79,7 @@ type Engine struct {
 	exits  exitWatch
 	joins  joins
 	stops  stops
-	usage  usage
+	usage  *usage
 
 	life context.Context // ends with Close
 	end  context.CancelFunc
@@ -108,6 +108,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 		bootID: strings.TrimSpace(string(boot)), down: &Teardown{store, cfg.Network, cfg.Run},
 	}
 	e.life, e.end = context.WithCancel(context.WithoutCancel(ctx))
+	e.usage = newUsage(e.life)
 	e.joins.log = e.log
 	e.view.entries = map[pod.ID]*entry{}
 	e.view.owner = map[pod.ID]pod.ID{}

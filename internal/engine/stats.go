@@ -36,6 +36,14 @@ func (e *Engine) AppStats(ctx context.Context, id pod.ID) (Stats, error) {
 	return s, nil
 }
 
+// MeasureLayers begins to look at what the writable layers of apps hold, at all of
+// them: numbers that are asked for one by one then wait for the same second.
+func (e *Engine) MeasureLayers(apps []pod.AppStatus) {
+	for _, a := range apps {
+		e.usage.begin(a.ID, e.upper(a))
+	}
+}
+
 // measured returns an app that runs, and its cgroup.
 func (e *Engine) measured(id pod.ID) (pod.AppStatus, string, error) {
 	app, err := e.App(id)

@@ -2,11 +2,11 @@ package engine
 
 import (
 	"context"
-	"io/fs"
 	"os"
 	"sync"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"gantry/internal/pod"
 )
@@ -15,23 +15,37 @@ const (
 	// usageShare is how much more time passes than is spent on looking at writable
 	// layers, of all apps together.
 	usageShare = 20
-	// usageForget is when an app that nobody asks about is forgotten.
+	// usageForget is when an app that nobody asks about is forgotten, and the longest
+	// that a look may take.
 	usageForget = 10 * time.Minute
-	// usageWait is how long an answer waits for a look that is under way. After that it
+	// usageWait is how long after its begin an answer waits for a look. After that it
 	// has the numbers of the last one, none at first.
 	usageWait = time.Second
 	// usageDepth bounds the directories in each other that are looked into: each is a
 	// descriptor, and an app may nest them for ever.
 	usageDepth = 256
+	// usageLooks bounds the looks at the same time.
+	usageLooks = 4
 )
 
 // usage remembers what writable layers hold. A kubelet asks for all of them every
 // ten seconds, and an app may have a million files: what took long to find out is
 // good for long.
 type usage struct {
+	life  context.Context // ends all looks
+	slots chan struct{}   // of looks at the same time
 	mu    sync.Mutex
 	known map[pod.ID]used
-	looks map[pod.ID]chan struct{} // under way; closed at their end
+	looks map[pod.ID]*look // waiting or under way
+}
+
+type look struct {
+	begun time.Time
+	done  chan struct{}
+}
+
+func newUsage(life context.Context) *usage {
+	return &usage{life: life, slots: make(chan struct{}, usageLooks), known: map[pod.ID]used{}, looks: map[pod.ID]*look{}}
 }
 
 type used struct {
@@ -47,37 +61,54 @@ func (u *usage) of(ctx context.Context, id pod.ID, dir string) (bytes, inodes ui
 	if ok {
 		return k.bytes, k.inodes
 	}
+	l := u.look(id, dir)
 	select {
-	case <-u.look(context.WithoutCancel(ctx), id, dir):
+	case <-l.done:
 		k, _ = u.last(id)
-	case <-time.After(usageWait):
+	case <-time.After(time.Until(l.begun.Add(usageWait))):
 	case <-ctx.Done():
 	}
 	return k.bytes, k.inodes
 }
 
+// begin begins to look, if there is need to.
+func (u *usage) begin(id pod.ID, dir string) {
+	if _, ok := u.fresh(id, time.Now()); !ok {
+		u.look(id, dir)
+	}
+}
+
 // look begins a look at an app's layer, or joins the one under way.
-func (u *usage) look(ctx context.Context, id pod.ID, dir string) (done <-chan struct{}) {
+func (u *usage) look(id pod.ID, dir string) *look {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if under := u.looks[id]; under != nil {
 		return under
 	}
-	if u.looks == nil {
-		u.looks = map[pod.ID]chan struct{}{}
-	}
-	ended := make(chan struct{})
-	u.looks[id] = ended
+	l := &look{begun: time.Now(), done: make(chan struct{})}
+	u.looks[id] = l
 	go func() {
+		defer u.ended(id, l)
+		select {
+		case u.slots <- struct{}{}:
+			defer func() { <-u.slots }()
+		case <-u.life.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(u.life, usageForget)
+		defer cancel()
 		now := time.Now()
 		bytes, inodes := diskUse(ctx, dir)
 		u.keep(id, used{bytes, inodes, now, now, time.Since(now)})
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		delete(u.looks, id)
-		close(ended)
 	}()
-	return ended
+	return l
+}
+
+func (u *usage) ended(id pod.ID, l *look) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.looks, id)
+	close(l.done)
 }
 
 func (u *usage) last(id pod.ID) (used, bool) {
@@ -104,9 +135,6 @@ func (u *usage) fresh(id pod.ID, now time.Time) (used, bool) {
 func (u *usage) keep(id pod.ID, k used) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.known == nil {
-		u.known = map[pod.ID]used{}
-	}
 	for other, o := range u.known {
 		if k.asked.Sub(o.asked) > usageForget {
 			delete(u.known, other)
@@ -119,43 +147,47 @@ func (u *usage) keep(id pod.ID, k used) {
 // cannot be reached is left out: an app must not hide all its numbers by one
 // directory. No path is followed out of the directory, whatever the app does to it.
 func diskUse(ctx context.Context, dir string) (bytes, inodes uint64) {
-	root, err := os.OpenRoot(dir)
+	sum := func(st *unix.Stat_t) {
+		inodes++
+		bytes += uint64(st.Blocks) * 512
+	}
+	root, err := openDir(unix.AT_FDCWD, dir)
 	if err != nil {
 		return 0, 0
 	}
-	sum := func(info fs.FileInfo) {
-		inodes++
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			bytes += uint64(st.Blocks) * 512
-		}
-	}
-	if info, err := root.Lstat("."); err == nil {
-		sum(info)
+	var st unix.Stat_t
+	if err := unix.Fstat(int(root.Fd()), &st); err == nil {
+		sum(&st)
 	}
 	sumBelow(ctx, root, usageDepth, sum)
 	return bytes, inodes
 }
 
-// sumBelow closes dir.
-func sumBelow(ctx context.Context, dir *os.Root, depth int, sum func(fs.FileInfo)) {
-	defer dir.Close()
-	list, err := dir.Open(".")
+// openDir opens a directory and nothing else. The app may put a pipe or a device in
+// its place at any moment: opening those could block for ever, or do things.
+func openDir(at int, name string) (*os.File, error) {
+	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return
+		return nil, err
 	}
-	defer list.Close()
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// sumBelow closes dir.
+func sumBelow(ctx context.Context, dir *os.File, depth int, sum func(*unix.Stat_t)) {
+	defer dir.Close()
 	for ctx.Err() == nil {
-		names, err := list.Readdirnames(1024)
+		names, err := dir.Readdirnames(1024)
 		for _, name := range names {
-			info, err := dir.Lstat(name)
-			if err != nil {
+			var st unix.Stat_t
+			if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 				continue
 			}
-			sum(info)
-			if !info.IsDir() || depth == 0 {
+			sum(&st)
+			if st.Mode&unix.S_IFMT != unix.S_IFDIR || depth == 0 || ctx.Err() != nil {
 				continue
 			}
-			if sub, err := dir.OpenRoot(name); err == nil {
+			if sub, err := openDir(int(dir.Fd()), name); err == nil {
 				sumBelow(ctx, sub, depth-1, sum)
 			}
 		}

@@ -1,10 +1,16 @@
 package engine
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"gantry/internal/pod"
 )
@@ -14,7 +20,7 @@ import (
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	var u usage
+	u := newUsage(t.Context())
 	ask := func(id pod.ID) uint64 {
 		t.Helper()
 		_, inodes := u.of(t.Context(), id, dir)
@@ -52,21 +58,82 @@ func TestUsage(t *testing.T) {
 // TestUsageOfASlowLook: nobody waits for it, and it is not begun a second time.
 func TestUsageOfASlowLook(t *testing.T) {
 	t.Parallel()
-	slow := make(chan struct{})
-	u := usage{
-		known: map[pod.ID]used{"a": {inodes: 77, found: time.Now().Add(-time.Hour), took: time.Second}},
-		looks: map[pod.ID]chan struct{}{"a": slow, "b": slow},
-	}
+	u := newUsage(t.Context())
+	u.known["a"] = used{inodes: 77, found: time.Now().Add(-time.Hour), took: time.Second}
+	slow := &look{begun: time.Now(), done: make(chan struct{})}
+	u.looks["a"], u.looks["b"] = slow, slow
 	if _, inodes := u.of(t.Context(), "a", t.TempDir()); inodes != 77 {
 		t.Errorf("while a look is under way: %d inodes, want those of the last one", inodes)
 	}
 	if _, inodes := u.of(t.Context(), "b", t.TempDir()); inodes != 0 {
 		t.Errorf("before the first look has ended: %d inodes", inodes)
 	}
-	u.looks = nil
+	clear(u.looks)
 	if _, inodes := u.of(t.Context(), "a", t.TempDir()); inodes != 1 {
 		t.Errorf("after that: %d inodes, want those that are there", inodes)
 	}
+}
+
+// TestUsageOfManySlowLooks: they begin at the same time, so that all of them are
+// waited for during one second.
+func TestUsageOfManySlowLooks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		life, end := context.WithCancel(t.Context())
+		defer end()
+		u := newUsage(life)
+		for range usageLooks { // nothing gets through
+			u.slots <- struct{}{}
+		}
+		begun := time.Now()
+		for i := range 200 {
+			u.begin(pod.ID(fmt.Sprint(i)), "/nowhere")
+		}
+		for i := range 200 {
+			u.of(life, pod.ID(fmt.Sprint(i)), "/nowhere")
+		}
+		if took := time.Since(begun); took != usageWait {
+			t.Errorf("200 apps were waited for during %v", took)
+		}
+		end()
+		synctest.Wait()
+		if len(u.looks) != 0 {
+			t.Errorf("%d looks are still under way after the end", len(u.looks))
+		}
+	})
+}
+
+// TestDiskUseOfWhatChanges: a directory becomes a pipe and a device of the host in
+// the moment before it is opened. Neither may be opened, and nothing may hang.
+func TestDiskUseOfWhatChanges(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	pipe := filepath.Join(dir, "b")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := openDir(unix.AT_FDCWD, pipe); !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("a pipe was opened: %v, %v", f, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	exchanged := make(chan int)
+	go func() {
+		n := 0
+		for ; ctx.Err() == nil; n++ {
+			_ = unix.Renameat2(unix.AT_FDCWD, filepath.Join(dir, "a"), unix.AT_FDCWD, pipe, unix.RENAME_EXCHANGE)
+		}
+		exchanged <- n
+	}()
+	for range 2000 {
+		if _, inodes := diskUse(t.Context(), dir); inodes < 1 || inodes > 3 {
+			t.Errorf("%d inodes", inodes)
+		}
+	}
+	cancel()
+	t.Logf("%d exchanges meanwhile", <-exchanged)
 }
 
 // TestDiskUseStaysInside: what an app links to is not its own.

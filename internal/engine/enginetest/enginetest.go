@@ -381,6 +381,9 @@ func (f *Fake) Changed() <-chan struct{} {
 	return ch
 }
 
+// MeasureLayers does nothing: a fake's numbers are there at once.
+func (f *Fake) MeasureLayers([]pod.AppStatus) {}
+
 // AppMetrics implements engine.API.
 func (f *Fake) AppMetrics(ctx context.Context, id pod.ID) (engine.Metrics, error) {
 	s, err := f.AppStats(ctx, id)
