@@ -45,7 +45,7 @@ func (e *Engine) createApp(ctx context.Context, podID pod.ID, spec AppSpec) (pod
 	for _, a := range s.Apps {
 		if a.Name == spec.Name && a.Attempt == spec.Attempt {
 			if a.Phase == pod.Prepared && s.Owner == pod.OwnerCRI {
-				return a.ID, nil
+				return a.ID, e.stillKeepsImages(ctx, s.Pod, a.App)
 			}
 			return "", fmt.Errorf("app %s of pod %s is %s: %w", a.Name, podID, a.Phase, pod.ErrExists)
 		}
@@ -85,6 +85,16 @@ func (e *Engine) keepsImages(ctx context.Context, p *pod.Pod, a *pod.App) error 
 		return errors.Join(err, e.run(ctx, e.appRemoval(p, a)), e.reloadApp(p.ID, a.ID, false))
 	}
 	return nil
+}
+
+// stillKeepsImages is for an app that was made before, perhaps by a program that died
+// before it had looked.
+func (e *Engine) stillKeepsImages(ctx context.Context, p *pod.Pod, a *pod.App) error {
+	lock, err := e.lockPod(ctx, p.ID)
+	if err != nil {
+		return err
+	}
+	return errors.Join(e.keepsImages(ctx, p, a), lock.Unlock())
 }
 
 func (e *Engine) appCreation(a *pod.App, secret pod.Secret) operation {

@@ -398,6 +398,37 @@ func TestImageRemovedMeanwhile(t *testing.T) {
 	}
 }
 
+// TestImageRemovedBeforeRetry: the program died after it had made the app, before it
+// looked whether its image is still there.
+func TestImageRemovedBeforeRetry(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, nil)
+	spec := hostPod("again")
+	spec.Owner = pod.OwnerCRI
+	p, err := b.CreatePod(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	app := AppSpec{Name: "app", Image: b.image, Command: []string{"app"}}
+	one, err := b.CreateApp(t.Context(), p.ID, app)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if two, err := b.CreateApp(t.Context(), p.ID, app); err != nil || two.ID != one.ID {
+		t.Errorf("created again: %v, %v", two, err)
+	}
+	_, hex, _ := strings.Cut(one.Image.ID, ":")
+	if err := os.RemoveAll(filepath.Join(b.dir, "root", "images", hex)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.CreateApp(t.Context(), p.ID, app); !errors.Is(err, pod.ErrNotFound) || !strings.Contains(err.Error(), "removed meanwhile") {
+		t.Errorf("error = %v", err)
+	}
+	if s, err := b.Pod(p.ID); err != nil || len(s.Apps) != 0 {
+		t.Errorf("apps %v, %v", s.Apps, err)
+	}
+}
+
 // TestLockHeld: who waits for a pod's lock gives up with its context.
 func TestLockHeld(t *testing.T) {
 	t.Parallel()

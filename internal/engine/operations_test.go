@@ -251,7 +251,7 @@ func (b *bench) store() *image.Store {
 	if err := os.Mkdir(b.dir+"/registries.conf.d", 0o755); err != nil {
 		b.t.Fatal(err)
 	}
-	s, err := image.Open(image.Config{
+	s, err := image.Open(b.t.Context(), image.Config{
 		Root: b.dir + "/root", Run: b.dir + "/run", Mount: image.MountFile,
 		RegistriesConf: b.dir + "/registries.conf", RegistriesConfDir: b.dir + "/registries.conf.d",
 		PolicyFile: b.dir + "/policy.json", AuthFile: b.dir + "/auth.json",

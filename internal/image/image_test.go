@@ -240,7 +240,7 @@ func newStore(t testing.TB, change func(*Config), registries ...*testRegistry) *
 	if change != nil {
 		change(&cfg)
 	}
-	s, err := Open(cfg)
+	s, err := Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,23 +36,6 @@ func (s *Store) work(ctx context.Context, name string) (*workspace, error) {
 	}
 }
 
-// tryWork is work that does not wait.
-func (s *Store) tryWork(name string) (*workspace, error) {
-	path := filepath.Join(s.dir(dirPrepare), name)
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	l, err := disk.TryLock(path)
-	if err != nil {
-		return nil, err
-	}
-	w, err := clearWorkspace(l, path)
-	if err == nil && w == nil {
-		err = fs.ErrNotExist
-	}
-	return w, err
-}
-
 // lockWorkspace locks a workspace and empties it; nil if it was removed meanwhile.
 func lockWorkspace(ctx context.Context, path string) (*workspace, error) {
 	l, err := disk.AcquireLock(ctx, path)
@@ -62,10 +45,6 @@ func lockWorkspace(ctx context.Context, path string) (*workspace, error) {
 	if err != nil {
 		return nil, err
 	}
-	return clearWorkspace(l, path)
-}
-
-func clearWorkspace(l *disk.Lock, path string) (*workspace, error) {
 	same, err := sameFile(l.File(), path)
 	if err == nil && same {
 		err = clearDir(path)

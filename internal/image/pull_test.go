@@ -184,7 +184,7 @@ func TestConcurrentPulls(t *testing.T) {
 	s := newStore(t, nil, r)
 	var wg sync.WaitGroup
 	for range 4 {
-		other, err := Open(s.cfg)
+		other, err := Open(t.Context(), s.cfg)
 		if err != nil {
 			t.Fatal(err)
 		}

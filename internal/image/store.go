@@ -56,7 +56,7 @@ type Store struct {
 }
 
 // Open opens the store, and makes it if it is not there.
-func Open(cfg Config) (*Store, error) {
+func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if !filepath.IsAbs(cfg.Root) || !filepath.IsAbs(cfg.Run) || strings.ContainsAny(cfg.Root+cfg.Run, ",:\n") {
 		return nil, fmt.Errorf("open image store: root %q and run %q: want absolute paths without comma and colon: %w", cfg.Root, cfg.Run, pod.ErrInvalid)
 	}
@@ -76,7 +76,7 @@ func Open(cfg Config) (*Store, error) {
 		}
 	}
 	if s.mode = cfg.Mount; s.mode == "" {
-		s.mode = s.probeMount()
+		s.mode = s.probeMount(ctx)
 	}
 	return s, nil
 }

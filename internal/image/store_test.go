@@ -226,7 +226,7 @@ func TestGCDuringPull(t *testing.T) {
 	}
 	ref := r.push(t, "gc:1", imageWith(t, v1.Config{}, layers...))
 	s := newStore(t, nil, r)
-	other, err := Open(s.cfg)
+	other, err := Open(t.Context(), s.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -658,7 +658,7 @@ func TestHasPath(t *testing.T) {
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []Config{{}, {Root: "relative", Run: "/run"}, {Root: "/a,b", Run: "/run"}} {
-		if _, err := Open(c); !errors.Is(err, pod.ErrInvalid) {
+		if _, err := Open(t.Context(), c); !errors.Is(err, pod.ErrInvalid) {
 			t.Errorf("Open(%+v) = %v", c, err)
 		}
 	}
@@ -703,4 +703,31 @@ func FuzzRecord(f *testing.F) {
 			t.Errorf("image %q", r.Image)
 		}
 	})
+}
+
+// TestProbeIsWaitedFor: two programs start at the same time, and one of them asks
+// the kernel. Both must mount images in the same way.
+func TestProbeIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, func(c *Config) { c.Run = t.TempDir() })
+	w, err := s.work(t.Context(), imagePrefix+"probe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := make(chan MountMode)
+	go func() { found <- s.probeMount(t.Context()) }()
+	select {
+	case m := <-found:
+		t.Errorf("another probe was not waited for: %s", m)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := os.WriteFile(filepath.Join(s.cfg.Run, probeFile), []byte("loop\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.close(); err != nil {
+		t.Fatal(err)
+	}
+	if m := <-found; m != MountLoop {
+		t.Errorf("the other program found loop, and this one %s", m)
+	}
 }

@@ -1,11 +1,13 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -69,24 +71,27 @@ func (s *Store) source(img *Image) (what, options string) {
 
 // probeMount finds out whether this kernel mounts EROFS from files, and remembers
 // the answer until the next boot.
-func (s *Store) probeMount() MountMode {
-	known := filepath.Join(s.cfg.Run, probeFile)
-	if data, err := os.ReadFile(known); err == nil {
-		if m := MountMode(strings.TrimSpace(string(data))); m == MountFile || m == MountLoop {
-			return m
-		}
+func (s *Store) probeMount(ctx context.Context) MountMode {
+	if mode := s.knownMount(); mode != "" {
+		return mode
 	}
-	mode, err := s.tryMount()
+	mode, err := s.tryMount(ctx)
 	if err != nil && mode == MountFile {
 		return mode // not root, or no memory: the next one asks again
 	}
 	if err != nil {
 		s.log.Info("images are mounted through loop devices", "reason", err)
 	}
-	if err := disk.WriteFile(known, []byte(mode+"\n"), 0o644); err != nil {
-		s.log.Debug("answer of the mount probe not kept", "error", err)
-	}
 	return mode
+}
+
+// knownMount is what a probe since the last boot found; "" if there was none.
+func (s *Store) knownMount() MountMode {
+	data, err := os.ReadFile(filepath.Join(s.cfg.Run, probeFile))
+	if m := MountMode(strings.TrimSpace(string(data))); err == nil && (m == MountFile || m == MountLoop) {
+		return m
+	}
+	return ""
 }
 
 // saysNever tells whether an error means that this kernel cannot mount a file, and
@@ -95,22 +100,38 @@ func saysNever(err error) bool {
 	return errors.Is(err, unix.ENOTBLK) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
+// probePatience is how long another program's probe is waited for.
+const probePatience = 10 * time.Second
+
 // tryMount mounts a small image over another, as images are, but nowhere. It answers
 // MountLoop only where the kernel says that it never will: what fails for another
-// reason may work the next time, and images are pulled for what this answers.
-func (s *Store) tryMount() (MountMode, error) {
-	w, err := s.tryWork(imagePrefix + "probe")
+// reason may work the next time, and images are pulled for what this answers. If
+// another program is asking the kernel, its answer is waited for.
+func (s *Store) tryMount(ctx context.Context) (MountMode, error) {
+	ctx, cancel := context.WithTimeout(ctx, probePatience)
+	defer cancel()
+	w, err := s.work(ctx, imagePrefix+"probe")
 	if err != nil {
-		return MountFile, err // a reader, or another program is asking: ask again
+		return MountFile, err // a reader: it mounts nothing
 	}
-	err = probe(w)
-	if closeErr := w.close(); err == nil {
-		err = closeErr
+	mode := s.knownMount()
+	if mode == "" {
+		mode, err = s.askKernel(w)
 	}
-	if err != nil && saysNever(err) {
-		return MountLoop, err
+	return mode, errors.Join(err, w.close())
+}
+
+func (s *Store) askKernel(w *workspace) (mode MountMode, err error) {
+	mode = MountFile
+	if err = probe(w); err != nil && saysNever(err) {
+		mode = MountLoop
+	} else if err != nil {
+		return mode, err
 	}
-	return MountFile, err
+	if err := disk.WriteFile(filepath.Join(s.cfg.Run, probeFile), []byte(mode+"\n"), 0o644); err != nil {
+		s.log.Debug("answer of the mount probe not kept", "error", err)
+	}
+	return mode, err
 }
 
 func probe(w *workspace) error {

@@ -84,7 +84,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	var e *engine.Engine
 	o.Images.Root, o.Images.Run, o.Images.Log = o.Root, o.Run, o.Log
 	o.Images.InUse = func(id string) bool { return e == nil || e.ImageInUse(id) }
-	images, err := image.Open(o.Images)
+	images, err := image.Open(ctx, o.Images)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func imageStore(t *testing.T, change func(*image.Config)) *image.Store {
 	if change != nil {
 		change(&cfg)
 	}
-	s, err := image.Open(cfg)
+	s, err := image.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func mountModes(t *testing.T) map[image.MountMode]*image.Store {
 	var cfg image.Config
 	file := imageStore(t, func(c *image.Config) { c.Mount = image.MountFile; cfg = *c })
 	cfg.Mount = image.MountLoop
-	loop, err := image.Open(cfg)
+	loop, err := image.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -471,7 +471,7 @@ func TestImagePullHelper(t *testing.T) {
 		return // only for TestImageKilled
 	}
 	root, run, _ := strings.Cut(dirs, ",")
-	s, err := image.Open(image.Config{Root: root, Run: run})
+	s, err := image.Open(t.Context(), image.Config{Root: root, Run: run})
 	if err != nil {
 		t.Fatal(err)
 	}
