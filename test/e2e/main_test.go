@@ -32,7 +32,7 @@ func notRun(t *testing.T, format string, args ...any) { t.Helper(); machine.NotR
 func onlyLong(t *testing.T) {
 	t.Helper()
 	if !machine.Long() {
-		notRun(t, "it measures, and takes minutes; trial test --long runs it")
+		machine.LeftOut(t, "it measures, and takes minutes; trial test --long runs it")
 	}
 }
 

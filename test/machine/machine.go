@@ -87,7 +87,14 @@ func Amount(all, some int) int {
 	return some
 }
 
-// NotRun skips a test and says why, so that it stands out.
+// LeftOut skips a test that was not asked for. All runs alike leave it out.
+func LeftOut(t *testing.T, format string, args ...any) {
+	t.Helper()
+	t.Skipf("LEFT OUT: "+format, args...)
+}
+
+// NotRun skips a test because the machine lacks something, and says what, so that it
+// stands out: "trial test-all" does not remember such a run.
 func NotRun(t *testing.T, format string, args ...any) {
 	t.Helper()
 	t.Skipf("NOT RUN: "+format, args...)

@@ -62,6 +62,9 @@ func TestServerKilledUnderPods(t *testing.T) {
 		}
 	}
 	t.Logf("%d kills; the slowest answer after one came in %s", kills, slowest.Round(time.Millisecond))
+	if limit := machine.Patience(time.Second); machine.Long() && slowest > limit {
+		t.Errorf("an answer came in %s after a kill, want at most %s", slowest, limit)
+	}
 	if got := e.pids(t, running); !slices.Equal(got, pids) {
 		t.Errorf("processes %v are now %v", pids, got)
 	}

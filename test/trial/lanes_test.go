@@ -13,10 +13,10 @@ func TestLinesOfSuites(t *testing.T) {
 	var out bytes.Buffer
 	l := &lineWriter{out: &out}
 	n := l.copy(strings.NewReader("=== RUN   TestA\n--- PASS: TestA (0.1s)\n    --- FAIL: TestB/x (0s)\n--- FAIL: TestB (1s)\n--- SKIP: TestC (1s)\nend"), "node")
-	if n != (tally{1, 1, 1}) {
+	if n != (tally{1, 1, 1, 0}) {
 		t.Errorf("counted %s", n)
 	}
-	if len(l.failed) != 1 || l.failed[0] != "node: --- FAIL: TestB (1s)" {
+	if len(l.failed) != 2 || l.failed[1] != "node: --- FAIL: TestB (1s)" {
 		t.Errorf("kept of failed tests: %q", l.failed)
 	}
 	if !strings.HasPrefix(out.String(), "node: === RUN   TestA\nnode: --- PASS") || !strings.HasSuffix(out.String(), "node: end\n") {
@@ -27,14 +27,34 @@ func TestLinesOfSuites(t *testing.T) {
 	}
 }
 
+// A run that could not try everything is another one than a run that was not asked to.
+func TestLackingTestsAreCounted(t *testing.T) {
+	t.Parallel()
+	for reason, want := range map[string]int{"NOT RUN: there is no kubelet": 1, "LEFT OUT: it measures": 0} {
+		l := &lineWriter{out: &bytes.Buffer{}}
+		n := l.copy(strings.NewReader("=== RUN   TestA\n    a_test.go:3: "+reason+"\n--- SKIP: TestA (0s)\n"), "node")
+		if n.skipped != 1 || n.lacking != want {
+			t.Errorf("%s: counted %+v", reason, n)
+		}
+	}
+}
+
+// The text is what "go test -v" prints.
 func TestFailedTestsAreSaidAgain(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	l := &lineWriter{out: &out}
-	l.copy(strings.NewReader("--- FAIL: TestB (1s)\n    b_test.go:7: why\n"+strings.Repeat("    more\n", 100)+"--- PASS: TestC (1s)\n    c_test.go:1: no matter\n"), "node")
+	in := "=== RUN   TestA\n    a_test.go:3: no matter\n--- PASS: TestA (1s)\n" +
+		"=== RUN   TestB\n" + strings.Repeat("    b_test.go:5: more\n", 100) + "=== RUN   TestB/part\n    b_test.go:7: why\n" +
+		"--- FAIL: TestB (1s)\n    --- FAIL: TestB/part (0s)\n" +
+		"=== RUN   TestC\n    c_test.go:1: no matter\n--- PASS: TestC (1s)\n" +
+		"=== RUN   TestD\npanic: oh\n\ngoroutine 7\nFAIL\n"
+	l.copy(strings.NewReader(in), "node")
 	out.Reset()
 	l.again()
-	want := "\nfailed tests, again:\nnode: --- FAIL: TestB (1s)\nnode:     b_test.go:7: why\n" + strings.Repeat("node:     more\n", failedLines-2) + "\n"
+	want := "\nfailed tests, again:\n" + strings.Repeat("node:     b_test.go:5: more\n", failedLines-3) +
+		"node: === RUN   TestB/part\nnode:     b_test.go:7: why\nnode: --- FAIL: TestB (1s)\nnode:     --- FAIL: TestB/part (0s)\n" +
+		"node: panic: oh\nnode: \nnode: goroutine 7\n\n"
 	if out.String() != want {
 		t.Errorf("printed %q, want %q", out.String(), want)
 	}

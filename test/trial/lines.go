@@ -15,7 +15,7 @@ type lineWriter struct {
 	failed []string // what failed tests printed, to be read without a search
 }
 
-// failedLines bounds what is said again of one failed test.
+// failedLines bounds what is said again of one failed test, before and behind its verdict.
 const failedLines = 40
 
 func (l *lineWriter) line(suite, text string) {
@@ -24,10 +24,12 @@ func (l *lineWriter) line(suite, text string) {
 	fmt.Fprintf(l.out, "%s: %s\n", suite, text)
 }
 
-// copy counts the tests on the way.
+// copy counts the tests on the way. With -test.v what a test prints comes before the
+// line that says that it failed, and what its parts came to after it.
 func (l *lineWriter) copy(in io.Reader, suite string) tally {
 	var n tally
-	left := 0 // lines of a failed test to be kept
+	var before []string // of the test that runs
+	after := 0          // lines behind a failure to be kept
 	lines := bufio.NewReader(in)
 	for {
 		text, err := lines.ReadString('\n')
@@ -36,14 +38,19 @@ func (l *lineWriter) copy(in io.Reader, suite string) tally {
 			n.count(kind)
 			text = strings.TrimSuffix(text, "\n")
 			l.line(suite, text)
-			if kind == "FAIL" || strings.HasPrefix(text, "panic: ") {
-				left = failedLines
-			} else if kind != "" {
-				left = 0
+			before = append(before[max(0, len(before)-failedLines+1):], text)
+			if kind == "SKIP" && strings.Contains(strings.Join(before, "\n"), ": NOT RUN: ") {
+				n.lacking++
 			}
-			if left > 0 {
-				left--
-				l.keep(suite, text)
+			switch {
+			case kind == "FAIL" || strings.HasPrefix(text, "panic: "):
+				l.keep(suite, before)
+				before, after = nil, failedLines
+			case kind != "":
+				before, after = nil, 0
+			case after > 0:
+				after--
+				l.keep(suite, []string{text})
 			}
 		}
 		if err != nil {
@@ -52,10 +59,12 @@ func (l *lineWriter) copy(in io.Reader, suite string) tally {
 	}
 }
 
-func (l *lineWriter) keep(suite, text string) {
+func (l *lineWriter) keep(suite string, lines []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.failed = append(l.failed, suite+": "+text)
+	for _, text := range lines {
+		l.failed = append(l.failed, suite+": "+text)
+	}
 }
 
 // again repeats what failed tests printed: between two suites' lines, an hour back, it

@@ -51,6 +51,10 @@ func (t *trial) suiteOnce(ctx context.Context, name, suite string, options []str
 	if err != nil || result.failed > 0 {
 		return result, err
 	}
+	if result.lacking > 0 { // what was put into the VM is in no key
+		out.line(suite, fmt.Sprintf("the result will not be remembered: %d tests could not be run", result.lacking))
+		return result, nil
+	}
 	p := passed{suite, commit, start, time.Since(start).Seconds(), result.passed, result.skipped}
 	if err := t.rememberIf(ctx, before, name, key, p); err != nil {
 		out.line(suite, fmt.Sprintf("the result will not be remembered: %v", err))
@@ -69,8 +73,9 @@ func (t *trial) rememberIf(ctx context.Context, before seen, name, key string, p
 		return errors.New("the sources have changed meanwhile")
 	}
 	v := vm{name, t.cache.path("vm", name)}
-	if accel, _, _ := strings.Cut(v.read("accel"), " "); accel != before.accel || v.read("image") != before.image {
-		return fmt.Errorf("VM %s has image %s under %s, and %s under %s is wanted", name, v.read("image"), accel, before.image, before.accel)
+	accel, _, _ := strings.Cut(v.read("accel"), " ")
+	if ran := (seen{before.sources, v.read("image"), accel, v.read("size")}); ran != before {
+		return fmt.Errorf("VM %s has %+v, and %+v is wanted", name, ran, before)
 	}
 	return t.remember(key, p)
 }
@@ -106,8 +111,7 @@ func (t *trial) seen(ctx context.Context) (seen, error) {
 	if err != nil {
 		return seen{}, err
 	}
-	size := fmt.Sprintf("%d %s", processors(), os.Getenv("GANTRY_VM_MEM"))
-	return seen{sources, image.id(), how.name, size}, nil
+	return seen{sources, image.id(), how.name, sizeOfVM()}, nil
 }
 
 // key names what one suite sees, its options among it.

@@ -268,8 +268,8 @@ func (t *trial) leftOut(suite string) ([]unproved, error) {
 	return list, nil
 }
 
-// tally counts top-level tests.
-type tally struct{ passed, failed, skipped int }
+// tally counts top-level tests. Of those that were skipped some lacked something.
+type tally struct{ passed, failed, skipped, lacking int }
 
 func (n tally) String() string {
 	return fmt.Sprintf("%d passed, %d failed, %d skipped", n.passed, n.failed, n.skipped)
@@ -279,6 +279,7 @@ func (n *tally) add(m tally) {
 	n.passed += m.passed
 	n.failed += m.failed
 	n.skipped += m.skipped
+	n.lacking += m.lacking
 }
 
 func (n tally) total() int { return n.passed + n.failed + n.skipped }

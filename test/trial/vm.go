@@ -84,13 +84,19 @@ func (v vm) power(ctx context.Context, image diskImage, how accel, keep bool) er
 	if err := runQuiet(cmd); err != nil {
 		return err
 	}
-	for file, text := range map[string]string{"port": strconv.Itoa(port), "accel": how.name + " (" + how.why + ")", "image": image.id()} {
+	for file, text := range map[string]string{"port": strconv.Itoa(port), "accel": how.name + " (" + how.why + ")", "image": image.id(), "size": sizeOfVM()} {
 		if err := os.WriteFile(v.path(file), []byte(text+"\n"), 0o600); err != nil {
 			return fmt.Errorf("write down the VM's %s: %w", file, err)
 		}
 	}
 	return nil
 }
+
+// memory is that of a VM, in MiB or as qemu reads it.
+func memory() string { return envOr("GANTRY_VM_MEM", "4096") }
+
+// sizeOfVM is what a VM that is booted now gets.
+func sizeOfVM() string { return fmt.Sprintf("%d CPUs, %s", processors(), memory()) }
 
 func (v vm) args(image diskImage, port int, publicKey string) []string {
 	// The guest learns whom to let in from a systemd credential, so that the
@@ -103,7 +109,7 @@ func (v vm) args(image diskImage, port int, publicKey string) []string {
 	}, " ")
 	return []string{
 		"-name", "gantry-trial-" + v.name,
-		"-machine", "q35", "-smp", strconv.Itoa(processors()), "-m", envOr("GANTRY_VM_MEM", "4096"),
+		"-machine", "q35", "-smp", strconv.Itoa(processors()), "-m", memory(),
 		"-nodefaults", "-display", "none", "-daemonize", "-pidfile", v.path("qemu.pid"),
 		"-serial", "file:" + v.path("serial.log"),
 		"-monitor", "unix:" + v.path("monitor.sock") + ",server=on,wait=off",
