@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 	"internal/initproc": {"internal/disk", "internal/namespace", "internal/pod"},
 
 	// The parts. Each knows the domain, none knows another.
+	"internal/cdi":                   {"internal/pod"},
 	"internal/config":                {"internal/unit"},
 	"internal/crilog":                {"internal/pod"},
 	"internal/image":                 {"internal/disk", "internal/image/erofs", "internal/pod", "internal/unit"},
@@ -44,7 +45,7 @@ var mayImport = map[string][]string{
 
 	// The use cases, and the one way to put them together on a machine.
 	"internal/engine": {
-		"internal/crilog", "internal/disk", "internal/image", "internal/initproc", "internal/isolator", "internal/journal",
+		"internal/cdi", "internal/crilog", "internal/disk", "internal/image", "internal/initproc", "internal/isolator", "internal/journal",
 		"internal/namespace", "internal/network", "internal/pod", "internal/podstore", "internal/podstore/writer",
 		"internal/stdio", "internal/systemd", "internal/unit",
 	},
@@ -61,7 +62,7 @@ var mayImport = map[string][]string{
 	"internal/criserver":   {"internal/cri", "internal/engine", "internal/image", "internal/network", "internal/pod"},
 	"internal/apiservice":  {"api/v1", "internal/cri", "internal/journal", "internal/pod", "internal/podstore"},
 	"internal/cli": {
-		"internal/config", "internal/crilog", "internal/disk", "internal/engine", "internal/image", "internal/isolator", "internal/journal",
+		"internal/cdi", "internal/config", "internal/crilog", "internal/disk", "internal/engine", "internal/image", "internal/isolator", "internal/journal",
 		"internal/manifest", "internal/network", "internal/node", "internal/pod", "internal/podstore", "internal/unit",
 	},
 
@@ -93,6 +94,7 @@ var fences = []fence{
 	{"go.podman.io/storage", nil, "the store is ours: a directory that many processes may use at once"},
 	{"github.com/google/go-containerregistry", nil, "it serves images to tests"},
 	{"github.com/opencontainers/runtime-spec", []string{"internal/isolator/oci"}, "only this isolator speaks OCI"},
+	{"tags.cncf.io/container-device-interface", []string{"internal/cdi"}, "vendors' files are read in one place"},
 	{"github.com/moby", []string{"internal/isolator/oci"}, "profiles and capability names are its tables"},
 	{"k8s.io", []string{"internal/cri", "internal/criserver"}, "Kubernetes' words stay at the edge; they change every release"},
 	{"google.golang.org/grpc", []string{"internal/apiservice", "internal/criserver", "cmd/gantry-cri", "cmd/gantry-api"}, "errors become codes once, at the edge"},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"gantry/internal/cdi"
 	"gantry/internal/engine"
 	"gantry/internal/image"
 	"gantry/internal/manifest"
@@ -76,7 +77,7 @@ func (c *createFlags) addApp(f *pflag.FlagSet) {
 	f.StringArrayVarP(&c.env, "env", "e", nil, "set a variable, `NAME=VALUE`, or NAME to pass on the caller's; may be repeated")
 	f.StringArrayVar(&c.envFiles, "env-file", nil, "set the variables in `FILE`, one NAME=VALUE a line; may be repeated")
 	f.StringArrayVarP(&c.volumes, "volume", "v", nil, "mount a path of the host, `SOURCE:TARGET[:ro]`; may be repeated")
-	f.StringArrayVar(&c.devices, "device", nil, "give a device of the host, `SOURCE[:TARGET[:rwm]]`; may be repeated")
+	f.StringArrayVar(&c.devices, "device", nil, "give a device, `SOURCE[:TARGET[:rwm]]` of the host or vendor/class=name of a CDI specification; may be repeated")
 	f.StringVarP(&c.user, "user", "u", "", "run as `USER[:GROUP]`, names or numbers; default: the image's")
 	f.StringVarP(&c.workdir, "workdir", "w", "", "working `DIRECTORY` inside; default: the image's")
 	f.StringVar(&c.entrypoint, "entrypoint", "", "run `PROGRAM` instead of the image's entrypoint and command")
@@ -258,6 +259,10 @@ func (c *createFlags) appFlags(ref string) (appSpec, error) {
 		a.Mounts = append(a.Mounts, m)
 	}
 	for _, v := range c.devices {
+		if cdi.IsName(v) {
+			a.CDI = append(a.CDI, v)
+			continue
+		}
 		d, err := parseDevice(v)
 		if err != nil {
 			return a, usagef("--device %q: %w", v, err)

@@ -58,7 +58,7 @@ func (o *attachOptions) attach(ctx context.Context, env *Env, be *Backend, a pod
 	}
 	var err error
 	if a.TTY {
-		err = attachTerminal(ctx, env, run)
+		err = attachTerminal(ctx, env, false, run)
 	} else {
 		err = run(ctx, engine.Streams{Stdin: env.Stdin, Stdout: env.Stdout, Stderr: env.Stderr})
 	}

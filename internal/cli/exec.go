@@ -106,7 +106,7 @@ func (o *execOptions) exec(ctx context.Context, env *Env, be *Backend, a pod.App
 	}
 	var err error
 	if o.tty {
-		err = attachTerminal(ctx, env, run)
+		err = attachTerminal(ctx, env, false, run)
 	} else {
 		err = run(ctx, engine.Streams{Stdin: env.Stdin, Stdout: env.Stdout, Stderr: env.Stderr})
 	}

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"gantry/internal/engine"
@@ -44,9 +45,12 @@ func (r *runner) session(ctx context.Context, a *pod.App, start func() error) (p
 func (r *runner) terminalSession(ctx context.Context, a *pod.App, start func() error) (pod.AppStatus, error) {
 	var startErr error
 	begun := false
-	err := attachTerminal(ctx, r.env, func(ctx context.Context, s engine.Streams) error {
+	err := attachTerminal(ctx, r.env, true, func(ctx context.Context, s engine.Streams) error {
 		s.Start = func() error {
 			begun, startErr = true, start()
+			if startErr == nil {
+				keysToApp(r.env)
+			}
 			return startErr
 		}
 		return r.be.Engine.Attach(ctx, a.ID, s)
@@ -65,8 +69,9 @@ func (r *runner) terminalSession(ctx context.Context, a *pod.App, start func() e
 }
 
 // attachTerminal puts the user's terminal into raw mode while f runs, so that
-// every key, ctrl-c too, is the app's; ctrl-p ctrl-q leaves.
-func attachTerminal(ctx context.Context, env *Env, f func(context.Context, engine.Streams) error) error {
+// every key, ctrl-c too, is the app's; ctrl-p ctrl-q leaves. While an app is only
+// starting, the keys that send a signal are still ours: keysToApp ends that.
+func attachTerminal(ctx context.Context, env *Env, starting bool, f func(context.Context, engine.Streams) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	detached := make(chan struct{})
@@ -78,6 +83,11 @@ func attachTerminal(ctx context.Context, env *Env, f func(context.Context, engin
 			return fmt.Errorf("set up terminal: %w", err)
 		}
 		defer func() { _ = term.Restore(int(tty.Fd()), state) }()
+		if starting {
+			if err := signalKeys(tty, true); err != nil {
+				return fmt.Errorf("set up terminal: %w", err)
+			}
+		}
 		s.Resize = watchSize(ctx, tty)
 	}
 	result := make(chan error, 1)
@@ -88,6 +98,24 @@ func attachTerminal(ctx context.Context, env *Env, f func(context.Context, engin
 	case <-detached:
 		return errDetached
 	}
+}
+
+func keysToApp(env *Env) {
+	if tty, ok := env.Stdin.(*os.File); ok && term.IsTerminal(int(tty.Fd())) {
+		_ = signalKeys(tty, false) // without it ctrl-c ends us and not the app: no reason to give up
+	}
+}
+
+// signalKeys tells a terminal whether ctrl-c and the like send signals.
+func signalKeys(tty *os.File, on bool) error {
+	t, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	if t.Lflag &^= unix.ISIG; on {
+		t.Lflag |= unix.ISIG
+	}
+	return unix.IoctlSetTermios(int(tty.Fd()), unix.TCSETS, t)
 }
 
 // watchSize sends the terminal's size now and whenever it changes.

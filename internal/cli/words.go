@@ -124,7 +124,7 @@ func parseDevice(s string) (pod.Device, error) {
 		d.Permissions = parts[2]
 	}
 	if len(parts) > 3 || !filepath.IsAbs(d.Source) || !filepath.IsAbs(d.Path) || d.Permissions == "" || strings.Trim(d.Permissions, "rwm") != "" {
-		return d, errors.New("want SOURCE[:TARGET[:rwm]] with absolute paths")
+		return d, errors.New("want SOURCE[:TARGET[:rwm]] with absolute paths, or vendor/class=name")
 	}
 	return d, nil
 }

@@ -31,6 +31,7 @@ type Config struct {
 	OCIRuntime      []string
 	OCITimeout      time.Duration
 	OCIAppArmor     string
+	DeviceSpecDirs  []string
 	StdioJournal    bool
 	NetworkConfDir  string
 	NetworkBinDirs  []string
@@ -57,6 +58,7 @@ func Default() Config {
 		LogLevel:         "info",
 		Isolator:         "oci",
 		OCITimeout:       100 * time.Second,
+		DeviceSpecDirs:   []string{"/etc/cdi", "/var/run/cdi"},
 		StdioJournal:     true,
 		NetworkConfDir:   "/etc/cni/net.d",
 		NetworkBinDirs:   []string{"/opt/cni/bin", "/usr/lib/cni"},
@@ -80,6 +82,7 @@ func (c *Config) Options() []Option {
 		{"oci.runtime", "command line of the OCI runtime up to its subcommand; empty is crun with its cgroup manager switched off", &listValue{&c.OCIRuntime, anything}},
 		{"oci.timeout", "how long the OCI runtime may take to create or start an app; more than 100s is taken for 100s", &durationValue{&c.OCITimeout, time.Second}},
 		{"oci.apparmor", "AppArmor profile of apps that ask for the default one; it must be loaded. Empty is gantry-default where AppArmor is on; unconfined is none", &textValue{&c.OCIAppArmor, anything}},
+		{"device.spec-dirs", "specifications of the Container Device Interface; what a later directory has goes first", &listValue{&c.DeviceSpecDirs, absolute}},
 		{"stdio.journal", "copy the output of apps to the journal", &boolValue{&c.StdioJournal}},
 
 		{"network.conf-dir", "CNI configuration", &textValue{&c.NetworkConfDir, absolute}},

@@ -48,9 +48,8 @@ func honoured(message string, names ...string) map[string]Field {
 // is proved by tests that change each field and look for a difference.
 func Fields() map[string]Field {
 	m := map[string]Field{
-		"PodSandboxConfig.windows":    {Refused, notLinux},
-		"ContainerConfig.windows":     {Refused, notLinux},
-		"ContainerConfig.CDI_devices": {Refused, "the container device interface is not supported yet"},
+		"PodSandboxConfig.windows": {Refused, notLinux},
+		"ContainerConfig.windows":  {Refused, notLinux},
 
 		"LinuxSandboxSecurityContext.run_as_user":                {Noted, noProcess},
 		"LinuxSandboxSecurityContext.run_as_group":               {Noted, noProcess},
@@ -78,7 +77,8 @@ func Fields() map[string]Field {
 		honoured("HugepageLimit", "page_size", "limit"),
 		honoured("Int64Value", "value"),
 		honoured("ContainerConfig", "metadata", "image", "command", "args", "working_dir", "envs", "mounts", "devices", "labels",
-			"annotations", "log_path", "stdin", "stdin_once", "tty", "linux", "stop_signal"),
+			"annotations", "log_path", "stdin", "stdin_once", "tty", "linux", "stop_signal", "CDI_devices"),
+		honoured("CDIDevice", "name"),
 		honoured("ContainerMetadata", "name", "attempt"),
 		honoured("ImageSpec", "image", "user_specified_image", "runtime_handler"),
 		honoured("KeyValue", "key", "value"),

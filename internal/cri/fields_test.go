@@ -115,7 +115,6 @@ func TestCheckRefuses(t *testing.T) {
 		want   string
 	}{
 		"a windows container": {&runtimeapi.ContainerConfig{Windows: &runtimeapi.WindowsContainerConfig{}}, "config.windows"},
-		"a CDI device":        {&runtimeapi.ContainerConfig{CDIDevices: []*runtimeapi.CDIDevice{{Name: "a/b=c"}}}, "config.CDI_devices"},
 		"an unknown member of an enumeration": {
 			&runtimeapi.ContainerConfig{Mounts: []*runtimeapi.Mount{{}, {Propagation: 9}}},
 			"config.mounts[1].propagation",

@@ -88,6 +88,9 @@ func appSpec(c *runtimeapi.ContainerConfig, p *pod.Pod) (engine.AppSpec, error) 
 		},
 		func() (err error) { spec.Security, err = cri.Security(security, sc); return err },
 	}
+	for _, d := range c.CDIDevices {
+		spec.CDI = append(spec.CDI, d.GetName())
+	}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return engine.AppSpec{}, err

@@ -386,7 +386,6 @@ func TestBadRequests(t *testing.T) {
 		"config.metadata.name: must":   create(func(c *runtimeapi.ContainerConfig) { c.Metadata = nil }),
 		"config.image.image":           create(func(c *runtimeapi.ContainerConfig) { c.Image = nil }),
 		"config.image.runtime_handler": create(func(c *runtimeapi.ContainerConfig) { c.Image.RuntimeHandler = "x" }),
-		"config.CDI_devices":           create(func(c *runtimeapi.ContainerConfig) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "x"}} }),
 		"config.working_dir":           create(func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "a" }),
 		"config.log_path":              create(func(c *runtimeapi.ContainerConfig) { c.LogPath = "/a" }),
 		"config.linux.security_context.privileged": create(func(c *runtimeapi.ContainerConfig) {

@@ -39,7 +39,7 @@ func TestEveryFieldOfAContainerHasItsEffect(t *testing.T) {
 		t.Fatal(err)
 	}
 	changes, err := critest.Changes("config", base, map[string]bool{
-		"ContainerConfig.windows": true, "ContainerConfig.CDI_devices": true, "NamespaceOption.target_id": true, "IDMapping.container_id": true,
+		"ContainerConfig.windows": true, "NamespaceOption.target_id": true, "IDMapping.container_id": true,
 		"Mount.image": true, "Mount.image_sub_path": true, "LinuxContainerSecurityContext.run_as_username": true,
 	})
 	if err != nil {

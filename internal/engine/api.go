@@ -35,6 +35,7 @@ type AppSpec struct {
 	Labels, Annotations map[string]string
 	Mounts              []pod.Mount  // HostPath or Image is set; Source is resolved
 	Devices             []pod.Device // Path, Source and Permissions are set
+	CDI                 []string     // names of devices: vendor/class=device
 	Rlimits             []pod.Rlimit
 
 	LogPath               string // absolute

@@ -373,8 +373,11 @@ func (e *Engine) dropOutput(ctx context.Context, a *pod.App) error {
 	if !disk.Exists(filepath.Join(e.store.App(a.Pod, a.ID), stdio.SpecName)) {
 		return nil
 	}
-	err := e.cfg.Stdio.Drain(ctx, a.ID, drainTime)
-	if errors.Is(err, pod.ErrUnavailable) {
+	// Its own bound is for the streams; it may hang on another app's log before that.
+	bounded, cancel := context.WithTimeout(ctx, 2*drainTime+time.Second)
+	defer cancel()
+	err := e.cfg.Stdio.Drain(bounded, a.ID, drainTime)
+	if errors.Is(err, pod.ErrUnavailable) || bounded.Err() != nil && ctx.Err() == nil {
 		e.log.Warn("gantry-stdio is not asked to give up an app's output", "app", a.ID, "err", err)
 		return nil
 	}

@@ -56,6 +56,8 @@ type Config struct {
 	Init string
 	// Cgroups is where the cgroup file system is; "" is /sys/fs/cgroup.
 	Cgroups string
+	// CDIDirs are where the Container Device Interface's specifications are.
+	CDIDirs []string
 	// AppArmorDefault is the profile of apps that ask for the default one; "" and
 	// "unconfined" are none.
 	AppArmorDefault string

@@ -19,6 +19,7 @@ type outflow struct {
 
 	mu    sync.Mutex
 	taken int64        // bytes read from the process, of which there are no more in from
+	idle  int          // looks in a row that found nothing to do
 	given atomic.Int64 // bytes passed on
 }
 
@@ -65,20 +66,50 @@ func (o *outflow) take(buf []byte) (n int, err error) {
 	return n, err
 }
 
-// goal is how much must be given for all that was printed so far.
-func (o *outflow) goal() (n int64) {
-	raw, err := o.from.SyscallConn()
-	if err != nil {
-		return 0
-	}
+// terminalMost is what may wait in a terminal: the kernel does not tell how much does.
+const terminalMost = 64 << 10
+
+// goal is how much must be given for all that was printed so far. Of a terminal that
+// is a bound, and reached as soon as nothing waits in it.
+func (o *outflow) goal() int64 {
+	have, tty := o.waiting()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if tty {
+		have = terminalMost
+	}
+	return have + o.taken
+}
+
+// through tells whether that much was given, or all that there is: for a moment a
+// terminal has nothing to read while the kernel moves more of it there.
+func (o *outflow) through(goal int64) bool {
+	if o.given.Load() >= goal {
+		return true
+	}
+	have, tty := o.waiting()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.idle++; !tty || have > 0 || o.given.Load() < o.taken {
+		o.idle = 0
+	}
+	return o.idle > 1
+}
+
+// waiting is how much can be read now; of a terminal, whether there is something.
+func (o *outflow) waiting() (bytes int64, tty bool) {
+	raw, err := o.from.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
 	_ = raw.Control(func(fd uintptr) { // in what is closed nothing waits
 		if have, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil {
-			n = int64(have)
+			bytes = int64(have)
 		}
+		_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+		tty = err == nil
 	})
-	return n + o.taken
+	return bytes, tty
 }
 
 // drainTime is how long the end of the output is waited for after the process
@@ -115,7 +146,7 @@ func (s *session) drain(ctx context.Context, patience time.Duration) {
 
 func allThrough(flows []*outflow, goals []int64) bool {
 	for i, o := range flows {
-		if o.given.Load() < goals[i] {
+		if !o.through(goals[i]) {
 			return false
 		}
 	}

@@ -3,10 +3,13 @@ package engine
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // slowWriter takes what comes only when it is told to.
@@ -33,30 +36,82 @@ func (w *slowWriter) len() int {
 // than we are patient. All that the process printed must arrive.
 func TestDrainOfSlowReader(t *testing.T) {
 	t.Parallel()
+	for name, pipe := range map[string]func(*testing.T) (r, w *os.File){"pipe": pipeEnds, "terminal": terminalEnds} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, w := pipe(t)
+			defer w.Close() // the daemon's end
+			printed := fillUp(t, w)
+			slow := &slowWriter{allow: make(chan struct{})}
+			s := &session{out: make(chan struct{})}
+			go s.flow(r, slow).run()
+			defer r.Close()
+			drained := make(chan struct{})
+			go func() { s.drain(t.Context(), time.Millisecond); close(drained) }()
+			select {
+			case <-drained:
+				t.Fatal("did not wait for the reader")
+			case <-time.After(100 * time.Millisecond):
+			}
+			close(slow.allow)
+			<-drained
+			if n := slow.len(); n != printed || n < 8<<10 {
+				t.Errorf("%d bytes of %d arrived", n, printed)
+			}
+		})
+	}
+}
+
+func pipeEnds(t *testing.T) (r, w *os.File) {
+	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close() // the daemon's end
-	printed := bytes.Repeat([]byte("x"), 60<<10)
-	if _, err := w.Write(printed); err != nil {
+	return r, w
+}
+
+// terminalEnds are a terminal's master and its other end, which changes nothing of
+// what is printed.
+func terminalEnds(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
 		t.Fatal(err)
 	}
-	slow := &slowWriter{allow: make(chan struct{})}
-	s := &session{out: make(chan struct{})}
-	go s.flow(r, slow).run()
-	defer r.Close()
-	drained := make(chan struct{})
-	go func() { s.drain(t.Context(), time.Millisecond); close(drained) }()
-	select {
-	case <-drained:
-		t.Fatal("did not wait for the reader")
-	case <-time.After(100 * time.Millisecond):
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
 	}
-	close(slow.allow)
-	<-drained
-	if n := slow.len(); n != len(printed) {
-		t.Errorf("%d bytes of %d arrived", n, len(printed))
+	number, err := unix.IoctlGetInt(master, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), unix.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(master), "master"), w
+}
+
+// fillUp writes until nothing more fits, as a process does that nobody reads from.
+func fillUp(t *testing.T, w *os.File) (n int) {
+	t.Helper()
+	fd := int(w.Fd())
+	if err := unix.SetNonblock(fd, true); err != nil {
+		t.Fatal(err)
+	}
+	if termios, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil {
+		termios.Oflag &^= unix.OPOST
+		if err := unix.IoctlSetTermios(fd, unix.TCSETS, termios); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for {
+		m, err := unix.Write(fd, bytes.Repeat([]byte("x"), 1024))
+		if err != nil || m <= 0 {
+			return n
+		}
+		n += m
 	}
 }
 

@@ -59,10 +59,14 @@ func (e *Engine) resolve(p *pod.Pod, s AppSpec) (*pod.App, pod.Secret, error) {
 	if a.Devices, err = resolveDevices(s); err != nil {
 		return nil, pod.Secret{}, err
 	}
+	more, err := e.resolveCDI(p, a, s.CDI)
+	if err != nil {
+		return nil, pod.Secret{}, err
+	}
 	if err := e.checkAppArmor(a.Security); err != nil {
 		return nil, pod.Secret{}, err
 	}
-	return a, pod.Secret{Env: mergeEnv(img.Config.Env, s.Env)}, nil
+	return a, pod.Secret{Env: mergeEnv(img.Config.Env, slices.Concat(s.Env, more))}, nil
 }
 
 func imageOf(img *image.Image, name string) pod.Image {

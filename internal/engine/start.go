@@ -227,7 +227,7 @@ func (st *starting) joinStart(ctx context.Context) error {
 			return err
 		case s.Active == systemd.Active && !s.Job:
 			return nil
-		case !s.Job && s.Active != systemd.Activating:
+		case !s.Job && s.Active != systemd.Activating && s.Active != systemd.Deactivating:
 			return &systemd.JobError{Unit: st.unit.Name, Result: systemd.Failed}
 		}
 		select {

@@ -118,6 +118,18 @@ func TestCrowd(t *testing.T) {
 	if all.processes != 3 || all.files < 4 || all.sockets < 4 || all.sockets > all.files {
 		t.Errorf("counted %+v", all)
 	}
+	many := &crowd{left: 8, open: true}
+	for range 500 {
+		fd, err := unix.Dup(sockets[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+	}
+	many.count(t.Context(), dir)
+	if many.left != 0 || many.files < 8 || many.sockets > 8 {
+		t.Errorf("counted %+v of 500 sockets, of eight at most", many)
+	}
 	few := &crowd{left: 3, open: true}
 	few.count(t.Context(), dir)
 	if few.left > 0 || few.processes == 0 {

@@ -91,7 +91,7 @@ func (e *Engine) updatePodLocked(ctx context.Context, id pod.ID, r pod.PodResour
 		}
 	}
 	err = e.run(ctx, e.podUpdate(p.Pod, want, props))
-	return errors.Join(err, e.reloadPod(id, true))
+	return errors.Join(err, e.reloadPodAsIs(ctx, id))
 }
 
 func (e *Engine) podUpdate(p *pod.Pod, r pod.PodResources, props []unit.Property) operation {

@@ -22,8 +22,9 @@ const (
 	// has the numbers of the last one, none at first.
 	usageWait = time.Second
 	// usageDepth bounds the directories in each other that are looked into: each is a
-	// descriptor, and an app may nest them for ever.
-	usageDepth = 256
+	// descriptor and some names, usageNames at most, and an app may nest them for ever.
+	usageDepth = 1024
+	usageNames = 32
 	// usageLooks bounds the looks at the same time.
 	usageLooks = 4
 )
@@ -99,6 +100,10 @@ func (u *usage) look(id pod.ID, dir string) *look {
 		defer cancel()
 		now := time.Now()
 		bytes, inodes := diskUse(ctx, dir)
+		if ctx.Err() != nil { // what it found is not all
+			before, _ := u.last(id)
+			bytes, inodes = max(bytes, before.bytes), max(inodes, before.inodes)
+		}
 		u.keep(id, used{bytes, inodes, now, now, time.Since(now)})
 	}()
 	return l
@@ -119,7 +124,8 @@ func (u *usage) last(id pod.ID) (used, bool) {
 }
 
 // fresh gives each app as many times its share as there are apps, so that their
-// looks add up to one usageShare-th of the time.
+// looks add up to one usageShare-th of the time. Nothing is good for longer than
+// usageForget, or an app could hide what it writes behind many small files.
 func (u *usage) fresh(id pod.ID, now time.Time) (used, bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -129,7 +135,7 @@ func (u *usage) fresh(id pod.ID, now time.Time) (used, bool) {
 	}
 	k.asked = now
 	u.known[id] = k
-	return k, now.Sub(k.found) < k.took*usageShare*time.Duration(len(u.known))
+	return k, now.Sub(k.found) < min(usageForget, k.took*usageShare*time.Duration(len(u.known)))
 }
 
 func (u *usage) keep(id pod.ID, k used) {
@@ -177,7 +183,7 @@ func openDir(at int, name string) (*os.File, error) {
 func sumBelow(ctx context.Context, dir *os.File, depth int, sum func(*unix.Stat_t)) {
 	defer dir.Close()
 	for ctx.Err() == nil {
-		names, err := dir.Readdirnames(1024)
+		names, err := dir.Readdirnames(usageNames)
 		for _, name := range names {
 			var st unix.Stat_t
 			if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {

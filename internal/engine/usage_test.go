@@ -48,6 +48,10 @@ func TestUsage(t *testing.T) {
 	if got := ask("a"); got != 77 {
 		t.Errorf("a look of 2 s, a minute ago, of one of two: %d inodes, want what was remembered", got)
 	}
+	put("a", 11*time.Minute, 0, time.Hour)
+	if got := ask("a"); got != 2 {
+		t.Errorf("a look of an hour, 11 minutes ago: %d inodes", got)
+	}
 	put("b", time.Hour, 11*time.Minute, time.Hour)
 	ask("c")
 	if _, ok := u.known["b"]; ok || len(u.known) != 2 {
@@ -71,6 +75,22 @@ func TestUsageOfASlowLook(t *testing.T) {
 	clear(u.looks)
 	if _, inodes := u.of(t.Context(), "a", t.TempDir()); inodes != 1 {
 		t.Errorf("after that: %d inodes, want those that are there", inodes)
+	}
+}
+
+// TestUsageOfALookCutShort: what it did not see was there before.
+func TestUsageOfALookCutShort(t *testing.T) {
+	t.Parallel()
+	ended, end := context.WithCancel(t.Context())
+	u := newUsage(ended)
+	u.known["a"] = used{bytes: 1 << 40, inodes: 77, found: time.Now().Add(-time.Hour), took: time.Second}
+	end()
+	u.slots = make(chan struct{}, 1)
+	for range 100 { // the select may choose to give up
+		<-u.look("a", t.TempDir()).done
+	}
+	if k, _ := u.last("a"); k.inodes != 77 || k.bytes != 1<<40 {
+		t.Errorf("remembered are %d bytes in %d files", k.bytes, k.inodes)
 	}
 }
 

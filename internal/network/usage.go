@@ -1,7 +1,9 @@
 package network
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -21,11 +23,16 @@ type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
 // host's.
 func Usage(netns string) (all []InterfaceUsage, err error) {
 	err = inNetNS(netns, func() error {
-		data, err := os.ReadFile("/proc/thread-self/net/dev")
+		f, err := os.Open("/proc/thread-self/net/dev")
 		if err != nil {
 			return err
 		}
-		all, err = parseNetDev(string(data))
+		defer f.Close()
+		data, err := io.ReadAll(io.LimitReader(f, maxNetDev))
+		if err != nil {
+			return err
+		}
+		all, err = parseNetDev(string(data[:bytes.LastIndexByte(data, '\n')+1]))
 		return err
 	})
 	if err != nil {
@@ -37,6 +44,13 @@ func Usage(netns string) (all []InterfaceUsage, err error) {
 // Columns of /proc/net/dev, behind the interface's name: bytes, packets, errors and
 // drops of what came, four more, and the same of what went.
 const receivedColumn, sentColumn, devColumns = 0, 8, 16
+
+// An app may make any number of interfaces, and name them as it likes. The network's
+// own come first.
+const (
+	maxNetDev     = 1 << 20 // bytes
+	maxInterfaces = 64
+)
 
 func parseNetDev(text string) ([]InterfaceUsage, error) {
 	var all []InterfaceUsage
@@ -62,7 +76,11 @@ func parseNetDev(text string) ([]InterfaceUsage, error) {
 		if err != nil {
 			return nil, fmt.Errorf("interface %s: %w", name, err)
 		}
-		all = append(all, InterfaceUsage{Name: name, Received: received, Sent: sent})
+		// A name is any bytes to the kernel, and text to all who are told of it.
+		all = append(all, InterfaceUsage{Name: strings.ToValidUTF8(name, "?"), Received: received, Sent: sent})
+		if len(all) == maxInterfaces {
+			break
+		}
 	}
 	return all, nil
 }

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 )
@@ -26,6 +27,21 @@ func TestParseNetDev(t *testing.T) {
 		if got, err := parseNetDev(bad); err == nil {
 			t.Errorf("%q gave %+v", bad, got)
 		}
+	}
+}
+
+// An app may have any number of interfaces, and their names are any bytes: neither may
+// keep the node's statistics from being told.
+func TestParseNetDevOfHostileApp(t *testing.T) {
+	t.Parallel()
+	const counters = ": 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n"
+	text := "eth0" + counters + "\xff\xfe" + counters
+	for i := range 1000 {
+		text += fmt.Sprint("d", i) + counters
+	}
+	got, err := parseNetDev(text)
+	if err != nil || len(got) != maxInterfaces || got[0].Name != "eth0" || got[1].Name != "?" {
+		t.Errorf("%d interfaces, %v: %+v", len(got), err, got[:min(2, len(got))])
 	}
 }
 

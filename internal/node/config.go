@@ -12,6 +12,7 @@ func FromConfig(c config.Config) Options {
 		Runtime:         c.OCIRuntime,
 		RuntimeTimeout:  c.OCITimeout,
 		AppArmorDefault: c.OCIAppArmor,
+		CDIDirs:         c.DeviceSpecDirs,
 		NoJournal:       !c.StdioJournal,
 		NetworkConfDir:  c.NetworkConfDir,
 		NetworkBinDirs:  c.NetworkBinDirs,

@@ -41,6 +41,8 @@ type Options struct {
 	Runtime []string
 	// RuntimeTimeout bounds one call of it.
 	RuntimeTimeout time.Duration
+	// CDIDirs are where the Container Device Interface's specifications are.
+	CDIDirs []string
 	// AppArmorDefault is the profile of apps that ask for the runtime's default.
 	AppArmorDefault string
 	// NoJournal switches the copy of apps' output in the journal off.
@@ -72,6 +74,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	}
 	iso, err := oci.New(oci.Config{
 		Runtime: o.Runtime, RuntimeTimeout: o.RuntimeTimeout, Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile,
+		SELinux: selinuxOn(),
 	})
 	if err != nil {
 		return nil, err
@@ -96,7 +99,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		Root: o.Root, Run: o.Run, Log: o.Log,
 		Systemd: manager, Images: images, Network: pods, Stdio: stdio.Client{},
 		Isolators: []isolator.Isolator{iso}, Isolator: o.Isolator,
-		Init: Init, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
+		Init: Init, CDIDirs: o.CDIDirs, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
 	})
 	if err != nil {
 		return nil, errors.Join(err, manager.Close())
@@ -116,6 +119,12 @@ func appArmorDefault(configured string) string {
 		return configured
 	}
 	return defaultProfile
+}
+
+// selinuxOn tells whether processes have labels that a policy knows.
+func selinuxOn() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil
 }
 
 func openNetwork(o Options) (*network.Network, error) {

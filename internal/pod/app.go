@@ -25,6 +25,9 @@ type App struct {
 
 	Mounts  []Mount  `json:"mounts,omitempty"`
 	Devices []Device `json:"devices,omitempty"`
+	// CDI are the names of the devices that some of the above, and Hooks, came from.
+	CDI   []string `json:"cdi,omitempty"`
+	Hooks []Hook   `json:"hooks,omitempty"`
 
 	// LogPath is the absolute path of the CRI log file; "" keeps no file.
 	LogPath   string `json:"logPath,omitempty"`
@@ -102,6 +105,17 @@ type Device struct {
 	Mode        uint32 `json:"mode,omitempty"`
 	UID         uint32 `json:"uid,omitempty"`
 	GID         uint32 `json:"gid,omitempty"`
+}
+
+// Hook is a program of the host that runs at a stage of the app's life, as OCI
+// runtimes know them: createRuntime, createContainer, startContainer, poststart,
+// poststop, or the old prestart.
+type Hook struct {
+	Stage   string   `json:"stage"`
+	Path    string   `json:"path"`
+	Args    []string `json:"args,omitempty"`
+	Env     []string `json:"env,omitempty"`
+	Timeout int      `json:"timeout,omitempty"` // seconds; 0 is none
 }
 
 // Rlimit is a resource limit, named as in getrlimit(2): RLIMIT_NOFILE.

@@ -46,15 +46,20 @@ func (c Client) Attach(ctx context.Context, app pod.ID, o AttachOptions) error {
 	if o.Resize != nil {
 		go sendSizes(conn, o.Resize, done)
 	}
+	// What comes is taken from now on: a start may last longer than the app's pipes do.
+	ended := make(chan error, 1)
+	go func() { ended <- receive(conn, o) }()
 	if o.Start != nil {
 		if err := o.Start(); err != nil {
+			hangUp()
+			<-ended
 			return err
 		}
 	}
 	if o.Stdin != nil {
 		go sendInput(conn, o.Stdin)
 	}
-	err = receive(conn, o)
+	err = <-ended
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}

@@ -418,11 +418,13 @@ func TestAttachBeforeStartFails(t *testing.T) {
 	if err := s.client.Attach(t.Context(), a.spec.App, AttachOptions{Stdout: io.Discard, Start: func() error { return failed }}); !errors.Is(err, failed) {
 		t.Errorf("error = %v", err)
 	}
-	until(t, "the server has seen it", func() bool {
-		s.start(a)
-		defer func() { a.close(); s.drain(a) }()
-		return s.status(a.spec.App).App.Attached == 0
-	})
+	until(t, "the server has seen it", func() bool { return s.status("").Early == 0 })
+	s.start(a)
+	if n := s.status(a.spec.App).App.Attached; n != 0 {
+		t.Errorf("%d sessions are given to an app that came later", n)
+	}
+	a.close()
+	s.drain(a)
 	if err := s.client.Attach(t.Context(), a.spec.App, AttachOptions{Stdout: io.Discard}); !errors.Is(err, pod.ErrNotFound) {
 		t.Errorf("without Start: %v", err)
 	}

@@ -291,6 +291,9 @@ func (s *Server) enter(c *container) {
 func (s *Server) status(app pod.ID) (*Status, error) {
 	s.mu.RLock()
 	st := &Status{Apps: len(s.byApp), Stalled: int(s.stalled.Load()), Dropped: s.dropped.Load(), PID: os.Getpid()}
+	for _, of := range s.early {
+		st.Early += len(of)
+	}
 	s.mu.RUnlock()
 	if app == "" {
 		return st, nil

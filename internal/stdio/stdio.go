@@ -111,6 +111,7 @@ type Status struct {
 	Stalled int    `json:"stalled"` // apps whose log cannot be written now
 	Dropped uint64 `json:"dropped"` // lines given up since the server started
 	PID     int    `json:"pid"`
+	Early   int    `json:"early,omitempty"` // sessions with apps that have not started
 
 	App *AppStatus `json:"app,omitempty"`
 }

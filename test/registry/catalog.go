@@ -12,15 +12,17 @@ func catalog() map[string]recipe {
 		}
 	}
 	add(busybox(docker, gzipped), "busybox:latest", "busybox:1.37", "library/busybox:latest", "library/busybox:1.37",
-		"e2e-test-images/busybox:1.37.0-2", "e2e-test-images/nonroot:1.5")
+		"e2e-test-images/busybox:1.37.0-2", "e2e-test-images/busybox:1.36.1-1", "e2e-test-images/ipc-utils:1.4")
+	nonroot := configured(config{User: "1234", Cmd: []string{"sh"}})
+	add(nonroot, "e2e-test-images/nonroot:1.5")
 	add(busybox(docker, gzipped), "busybox:docker")
 	add(busybox(oci, gzipped), "busybox:oci")
 	add(busybox(oci, zstandard), "busybox:zstd")
 	add(busybox(oci, plain), "busybox:plain")
 	add(pause, "pause:latest", "pause:3.10.2")
-	add(nginx(80), "nginx:latest", "library/nginx:latest", "e2e-test-images/nginx:1.27.0-2", "e2e-test-images/httpd:2.4.39-4")
+	add(nginx(80), "nginx:latest", "library/nginx:latest", "e2e-test-images/nginx:1.27.0-2", "e2e-test-images/nginx:1.28.0-2", "e2e-test-images/httpd:2.4.39-4")
 	add(nginx(12003), "k8s-staging-cri-tools/hostnet-nginx-amd64:latest")
-	add(agnhost, "agnhost:latest", "e2e-test-images/agnhost:2.66.1")
+	add(agnhost, "agnhost:latest", "e2e-test-images/agnhost:2.66.1", "e2e-test-images/agnhost:2.55")
 	for _, n := range []int{1, 2, 10, 127} {
 		add(layers(n), fmt.Sprintf("layers:%d", n))
 	}

@@ -178,6 +178,7 @@ func Container() *runtimeapi.ContainerConfig {
 			UidMappings: []*runtimeapi.IDMapping{{HostId: 65536, Length: 65536}},
 			GidMappings: []*runtimeapi.IDMapping{{HostId: 65536, Length: 65536}},
 		}},
+		CDIDevices:  []*runtimeapi.CDIDevice{{Name: "vendor.com/class=one"}},
 		Devices:     []*runtimeapi.Device{{ContainerPath: "/dev/fuse", HostPath: "/dev/fuse", Permissions: "rw"}},
 		Labels:      map[string]string{"io.kubernetes.container.name": "nginx"},
 		Annotations: map[string]string{"io.kubernetes.container.restartCount": "3"},

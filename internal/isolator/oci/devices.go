@@ -38,6 +38,48 @@ func devices(ds []pod.Device) ([]specs.LinuxDevice, error) {
 	return out, nil
 }
 
+// hooks are those of devices that need some, nil without any.
+func hooks(hs []pod.Hook) (*specs.Hooks, error) {
+	if len(hs) == 0 {
+		return nil, nil
+	}
+	out := &specs.Hooks{}
+	for _, h := range hs {
+		if err := checkPath(h.Path); err != nil {
+			return nil, fmt.Errorf("hook %s: %w", h.Stage, err)
+		}
+		hook := specs.Hook{Path: h.Path, Args: h.Args, Env: h.Env}
+		if h.Timeout > 0 {
+			hook.Timeout = &h.Timeout
+		}
+		list := stage(out, h.Stage)
+		if list == nil {
+			return nil, invalid("hook %s: there is no such stage", h.Stage)
+		}
+		*list = append(*list, hook)
+	}
+	return out, nil
+}
+
+func stage(h *specs.Hooks, name string) *[]specs.Hook {
+	switch name {
+	case "prestart":
+		return &h.Prestart //nolint:staticcheck // old, and still in use by vendors
+	case "createRuntime":
+		return &h.CreateRuntime
+	case "createContainer":
+		return &h.CreateContainer
+	case "startContainer":
+		return &h.StartContainer
+	case "poststart":
+		return &h.Poststart
+	case "poststop":
+		return &h.Poststop
+	default:
+		return nil
+	}
+}
+
 func checkDevice(d pod.Device) error {
 	if err := checkPath(d.Path); err != nil {
 		return err

@@ -57,6 +57,9 @@ type Config struct {
 	// AppArmorDefault is the name of the profile of apps that ask for the runtime's
 	// default. Set it only where AppArmor is on and has the profile loaded.
 	AppArmorDefault string
+	// SELinux is set where SELinux is on. Elsewhere labels mean nothing, and are left
+	// out: Kubernetes gives them to nodes of both kinds.
+	SELinux bool
 	// Arch is the machine's architecture, in Go's words; "" is this program's.
 	Arch string
 }

@@ -16,7 +16,7 @@ import (
 )
 
 func newOCI(t testing.TB) *OCI {
-	o, err := New(Config{StdioSocket: "/run/gantry/stdio.sock", Arch: "amd64"})
+	o, err := New(Config{StdioSocket: "/run/gantry/stdio.sock", Arch: "amd64", SELinux: true})
 	if err != nil {
 		t.Fatal(err)
 	}

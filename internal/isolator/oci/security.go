@@ -66,7 +66,10 @@ func (o *OCI) apparmor(s pod.Security) (string, error) {
 }
 
 // selinux is the label that holds for the app: its own, else the pod's.
-func selinux(in isolator.App) *pod.SELinux {
+func (o *OCI) selinux(in isolator.App) *pod.SELinux {
+	if !o.cfg.SELinux {
+		return nil
+	}
 	if l := in.App.Security.SELinux; l != nil {
 		return l
 	}
@@ -74,8 +77,8 @@ func selinux(in isolator.App) *pod.SELinux {
 }
 
 // The parts of a label that were not given are those of the targeted policy.
-func processLabel(in isolator.App) string {
-	l := selinux(in)
+func (o *OCI) processLabel(in isolator.App) string {
+	l := o.selinux(in)
 	if l == nil {
 		return ""
 	}
@@ -86,8 +89,8 @@ func processLabel(in isolator.App) string {
 	return label(or(l.User, "system_u"), or(l.Role, "system_r"), or(l.Type, kind), or(l.Level, "s0"))
 }
 
-func mountLabel(in isolator.App) string {
-	l := selinux(in)
+func (o *OCI) mountLabel(in isolator.App) string {
+	l := o.selinux(in)
 	if l == nil || in.App.Security.Privileged {
 		return ""
 	}

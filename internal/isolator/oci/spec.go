@@ -14,7 +14,7 @@ import (
 
 // spec is config.json. What is not in it on purpose: resources and cgroupsPath
 // (the unit has the limits), the OOM score (the unit has it), hostname and sysctls
-// (set once, when the pod's namespaces were made), hooks.
+// (set once, when the pod's namespaces were made).
 func (o *OCI) spec(in isolator.App) (*specs.Spec, error) {
 	namespaces, err := namespaces(in)
 	if err != nil {
@@ -36,6 +36,10 @@ func (o *OCI) spec(in isolator.App) (*specs.Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("security.seccomp: %w", err)
 	}
+	hooks, err := hooks(in.App.Hooks)
+	if err != nil {
+		return nil, err
+	}
 	masked, readonly, err := hiddenPaths(in.App.Security)
 	if err != nil {
 		return nil, err
@@ -45,11 +49,12 @@ func (o *OCI) spec(in isolator.App) (*specs.Spec, error) {
 		Process: process,
 		Root:    &specs.Root{Path: RootfsTarget, Readonly: in.App.Security.ReadOnlyRootfs},
 		Mounts:  mounts,
+		Hooks:   hooks,
 		Linux: &specs.Linux{
 			Namespaces: namespaces, Devices: devices, Seccomp: seccomp,
 			RootfsPropagation: propagation(in.App),
 			MaskedPaths:       masked, ReadonlyPaths: readonly,
-			MountLabel: mountLabel(in),
+			MountLabel: o.mountLabel(in),
 		},
 	}
 	if u := in.Pod.Namespaces.User; u != nil {
@@ -151,7 +156,7 @@ func (o *OCI) process(in isolator.App) (*specs.Process, error) {
 		Env:      env(in, a.TTY, nil),
 		Cwd:      cwd, Capabilities: caps, Rlimits: rlimits(a.Rlimits),
 		NoNewPrivileges: a.Security.NoNewPrivileges,
-		ApparmorProfile: apparmor, SelinuxLabel: processLabel(in),
+		ApparmorProfile: apparmor, SelinuxLabel: o.processLabel(in),
 	}, nil
 }
 
