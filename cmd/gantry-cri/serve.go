@@ -50,9 +50,14 @@ func serve(ctx context.Context, cfg config.Config, files []string, log *slog.Log
 	}()
 	go n.Network().Watch(life)
 
+	tracer, flush, err := tracing(ctx, cfg.CRITracing, cfg.CRITracingRate, log)
+	if err != nil {
+		return err
+	}
+	defer flush()
 	s, err := criserver.New(criserver.Config{
 		Engine: n, Handlers: handlers(n.Features()), MountOptions: n.Features()[0].Features.MountOptions,
-		Version: criserver.Semver(version), StreamAddress: cfg.CRIStreamAddress, StreamIdle: cfg.CRIStreamIdle, Slow: cfg.CRISlow, Log: log,
+		Version: criserver.Semver(version), StreamAddress: cfg.CRIStreamAddress, StreamIdle: cfg.CRIStreamIdle, Slow: cfg.CRISlow, Log: log, Tracer: tracer,
 	})
 	if err != nil {
 		return err

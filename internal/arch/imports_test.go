@@ -98,6 +98,7 @@ var fences = []fence{
 	{"github.com/moby", []string{"internal/isolator/oci"}, "profiles and capability names are its tables"},
 	{"k8s.io", []string{"internal/cri", "internal/criserver"}, "Kubernetes' words stay at the edge; they change every release"},
 	{"google.golang.org/grpc", []string{"internal/apiservice", "internal/criserver", "cmd/gantry-cri", "cmd/gantry-api"}, "errors become codes once, at the edge"},
+	{"go.opentelemetry.io", []string{"internal/criserver", "cmd/gantry-cri"}, "traces are of requests, and begin at the edge"},
 	{"google.golang.org/protobuf", []string{"api/v1", "internal/apiservice", "internal/cri", "internal/criserver"}, "messages stay at the edge"},
 	{"github.com/spf13", []string{"internal/cli"}, "commands are the CLI's"},
 	{"github.com/BurntSushi/toml", []string{"internal/config"}, "one reader of the configuration"},

@@ -48,6 +48,8 @@ type Config struct {
 	CRIStreamAddress string
 	CRIStreamIdle    time.Duration
 	CRIMetrics       string
+	CRITracing       string
+	CRITracingRate   int64
 	CRISlow          time.Duration
 	CRIStopGrace     time.Duration
 }
@@ -101,6 +103,8 @@ func (c *Config) Options() []Option {
 		{"cri.stream-address", "where exec, attach and port forward sessions are served; port 0 is any free one", &textValue{&c.CRIStreamAddress, hostPort}},
 		{"cri.stream-idle", "sessions on which nothing happens are closed after this", &durationValue{&c.CRIStreamIdle, time.Second}},
 		{"cri.metrics-address", "where Prometheus finds metrics of gantry-cri, at /metrics; empty is nowhere", &textValue{&c.CRIMetrics, maybeHostPort}},
+		{"cri.tracing-address", "collector of OpenTelemetry that gets traces of requests, by OTLP over gRPC without TLS; empty is none", &textValue{&c.CRITracing, maybeHostPort}},
+		{"cri.tracing-per-million", "of a million requests that belong to no trace of a client, so many are traced; those of a client's traces always are", &numberValue{&c.CRITracingRate, 0, 1_000_000, false}},
 		{"cri.slow", "requests that take longer are logged", &durationValue{&c.CRISlow, 0}},
 		{"cri.stop-grace", "how long requests may go on when gantry-cri is stopped", &durationValue{&c.CRIStopGrace, 0}},
 	}

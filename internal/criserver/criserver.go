@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -61,6 +62,8 @@ type Config struct {
 	Engine  engine.API
 	Images  Images  // nil: the engine's
 	Network Network // nil: the engine's
+	// Tracer makes a span of each request; nil makes none.
+	Tracer trace.TracerProvider
 	// Handlers that there are; the first is the default.
 	Handlers []Handler
 	// MountOptions tells that the handlers honour noexec, nodev and nosuid.
@@ -118,12 +121,12 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("serve streams: %w", err)
 	}
 	s.stream = stream
-	s.grpc = grpc.NewServer(
+	s.grpc = grpc.NewServer(append(traced(cfg.Tracer),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(2*maxMessage),
 		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.streaming),
-	)
+	)...)
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{Server: s})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{Server: s})
 	return s, nil

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -140,12 +141,18 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
+	return newTracedBench(t, nil)
+}
+
+func newTracedBench(t *testing.T, tracer trace.TracerProvider) *bench {
+	t.Helper()
 	b := &bench{engine: &enginetest.Fake{}, images: &imagesFake{}, network: &networkFake{}, log: &syncBuffer{}, stopped: make(chan error, 1)}
 	var err error
 	b.server, err = New(Config{
 		Engine: b.engine, Images: b.images, Network: b.network, Version: "1.2.3", MountOptions: true,
 		Handlers: []Handler{{Name: "oci", RecursiveReadOnly: true, UserNamespaces: true}, {Name: "fly"}},
 		Slow:     50 * time.Millisecond,
+		Tracer:   tracer,
 		Log:      slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {

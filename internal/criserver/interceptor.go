@@ -53,6 +53,7 @@ func (s *Server) begin(ctx context.Context, method string, req any) func(*error)
 			*err = status.Errorf(codes.Internal, "%s: internal error: %v", path.Base(method), p)
 		}
 		s.telemetry.count(path.Base(method), time.Since(start), *err)
+		mark(ctx, req, *err)
 		s.record(ctx, path.Base(method), req, time.Since(start), *err)
 		*err = toStatus(*err)
 	}

@@ -1,6 +1,6 @@
-// The stock Kubernetes programs that the trial VM runs against Gantry, in a
-// module of their own so that nothing of Kubernetes reaches the product's
-// go.mod. The staging modules have no v0.0.0; each is replaced by its release.
+// Kubernetes' node suite and the program that runs its specs, in a module of their
+// own: its tests need much that the other programs of Kubernetes do not. The staging
+// modules have no v0.0.0; each is replaced by its release.
 module gantry/test/nodesuite
 
 go 1.26.0

@@ -191,17 +191,20 @@ func nginx(port int) recipe {
 	}
 }
 
-// withLibraries is a program of this machine and the libraries that ldd names.
-func (w *workshop) withLibraries(program string) ([]entry, error) {
-	out, err := exec.Command("ldd", w.root+program).Output()
-	if err != nil {
-		return nil, fmt.Errorf("list the libraries of %s: %w", program, err)
+// withLibraries is programs of this machine and the libraries that ldd names.
+func (w *workshop) withLibraries(programs ...string) ([]entry, error) {
+	files := slices.Clone(programs)
+	for _, program := range programs {
+		out, err := exec.Command("ldd", w.root+program).Output()
+		if err != nil {
+			return nil, fmt.Errorf("list the libraries of %s: %w", program, err)
+		}
+		files = append(files, libraries(string(out))...)
 	}
-	files := append(libraries(string(out)), program)
 	slices.Sort(files)
 	var entries []entry
 	made := map[string]bool{}
-	for _, f := range files {
+	for _, f := range slices.Compact(files) {
 		for _, d := range parents(f) {
 			if !made[d] {
 				made[d] = true
@@ -253,7 +256,11 @@ func agnhost(w *workshop) (descriptor, error) {
 	if err != nil {
 		return descriptor{}, err
 	}
-	top, err := w.addLayer(gzipped, program, dir("uploads", 0o755))
+	tools, err := w.withLibraries("/usr/bin/curl", "/usr/bin/bash")
+	if err != nil {
+		return descriptor{}, err
+	}
+	top, err := w.addLayer(gzipped, append(tools, program, dir("uploads", 0o755), symlink("bin/bash", "../usr/bin/bash"))...)
 	if err != nil {
 		return descriptor{}, err
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -15,6 +16,7 @@ import (
 type peer struct {
 	module   string // directory below test/
 	packages []string
+	tests    []string // packages of which the test programs are wanted
 	ldflags  string
 	takes    string
 }
@@ -35,6 +37,18 @@ func agnhostPeer() peer {
 		packages: []string{"k8s.io/kubernetes/test/images/agnhost"},
 		ldflags:  "-s -w",
 		takes:    "a minute after the kubelet's build",
+	}
+}
+
+// nodeSuitePeer is Kubernetes' node suite: the program that runs specs side by side,
+// and the specs, which bring an API server and etcd with them.
+func nodeSuitePeer() peer {
+	return peer{
+		module:   "nodesuite",
+		packages: []string{"github.com/onsi/ginkgo/v2/ginkgo"},
+		tests:    []string{"k8s.io/kubernetes/test/e2e_node"},
+		ldflags:  kubeletPeer().ldflags,
+		takes:    "about four minutes of two processors",
 	}
 }
 
@@ -93,7 +107,7 @@ func (p peer) build(ctx context.Context, t *trial) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("ask go for its version: %w", err)
 	}
-	inputs := append([]string{string(version), p.ldflags}, p.packages...)
+	inputs := slices.Concat([]string{string(version), p.ldflags}, p.packages, p.tests)
 	for _, name := range []string{"go.mod", "go.sum"} {
 		data, err := os.ReadFile(filepath.Join(source, name))
 		if err != nil {
@@ -123,12 +137,16 @@ func (p peer) build(ctx context.Context, t *trial) (string, error) {
 		return "", fmt.Errorf("make the cache: %w", err)
 	}
 	defer os.RemoveAll(work)
-	err = t.say.step(fmt.Sprintf("build %s (%s)", strings.Join(p.packages, " "), p.takes), func() error {
-		args := append([]string{"build", "-trimpath", "-ldflags", p.ldflags, "-o", work + "/"}, p.packages...)
-		cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "19", "go"}, args...)...)
-		cmd.Dir = source
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
-		return runQuiet(cmd)
+	err = t.say.step(fmt.Sprintf("build %s (%s)", strings.Join(slices.Concat(p.packages, p.tests), " "), p.takes), func() error {
+		if err := p.compile(ctx, source, "build", work+"/", p.packages...); err != nil {
+			return err
+		}
+		for _, pkg := range p.tests {
+			if err := p.compile(ctx, source, "test", filepath.Join(work, filepath.Base(pkg)+".test"), "-c", pkg); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return "", err
@@ -137,6 +155,14 @@ func (p peer) build(ctx context.Context, t *trial) (string, error) {
 		return "", err
 	}
 	return out, os.Rename(work, out)
+}
+
+func (p peer) compile(ctx context.Context, source, command, out string, args ...string) error {
+	args = append([]string{"-n", "19", "go", command, "-trimpath", "-ldflags", p.ldflags, "-o", out}, args...)
+	cmd := exec.CommandContext(ctx, "nice", args...)
+	cmd.Dir = source
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
+	return runQuiet(cmd)
 }
 
 // repository is the root of the source tree that trial is run in.

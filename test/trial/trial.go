@@ -40,6 +40,7 @@ func commands() []command {
 		{"install", "[--node-only]", "build Gantry and put it in the VM, with a registry and a CNI network", runInstall},
 		{"test", "[-run REGEX] [-suite S] [-v] [-keep]", "install, then run the suites in the VM", runTest},
 		{"test-all", "[--serial] [--again]", "run all suites, some of them at the same time, in a second VM", runAll},
+		{"node-e2e", "[--focus REGEX] [--skip REGEX] [--record]", "run Kubernetes' own node suite in the VM; it goes on where it was cut off", runNodeE2E},
 		{"bench", "[--record] [-keep] [-- ...]", "measure Gantry and containerd in the VM (-- -h: its options)", runBench},
 		{"kubelet", "[--build-only]", "build the stock kubelet and put it in the VM", runKubelet},
 		{"agnhost", "[--build-only]", "the same for the test program of Kubernetes' own images", runAgnhost},

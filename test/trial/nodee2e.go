@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// The lane of Kubernetes' node suite that is run unless another is asked for: what
+// every node must pass, but what disturbs the others, takes long or is known to be
+// unreliable.
+const (
+	conformanceFocus = `\[NodeConformance\]`
+	conformanceSkip  = `\[Serial\]|\[Slow\]|\[Flaky\]`
+)
+
+// nodeE2E is a run of Kubernetes' node suite.
+type nodeE2E struct {
+	focus, skip string
+	procs       int
+	batch       int
+	again       bool
+	record      bool
+	engine      string
+}
+
+func runNodeE2E(ctx context.Context, t *trial, args []string) error {
+	var how nodeE2E
+	flags := t.flags("node-e2e")
+	how.flags(flags)
+	keep := flags.Bool("keep", false, "leave the VM up at the end if this command booted it")
+	noInstall := flags.Bool("no-install", false, "try what is installed in the VM already")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	for _, re := range []string{how.focus, how.skip} {
+		if _, err := regexp.Compile(re); err != nil {
+			return fmt.Errorf("specs to run: %w", err)
+		}
+	}
+	v := t.vm()
+	booted := v.pid() == 0
+	if err := t.up(ctx, false, false); err != nil {
+		return err
+	}
+	if booted && !*keep {
+		defer func() {
+			if err := v.stop(context.WithoutCancel(ctx)); err != nil {
+				t.say.line("stop VM %s: %v", v.name, err)
+			}
+		}()
+	}
+	if booted || !*noInstall {
+		if err := t.installNodeE2E(ctx, v, how); err != nil {
+			return err
+		}
+	}
+	return t.nodeE2E(ctx, v, how)
+}
+
+func (how *nodeE2E) flags(flags *flag.FlagSet) {
+	flags.StringVar(&how.focus, "focus", conformanceFocus, "the specs whose names match this regular expression")
+	flags.StringVar(&how.skip, "skip", conformanceSkip, "but those that match this one")
+	flags.IntVar(&how.procs, "procs", 4, "specs at the same time; [Serial] ones want 1")
+	flags.IntVar(&how.batch, "batch", 60, "specs for which one API server and kubelet are started")
+	flags.BoolVar(&how.again, "again", false, "run also what passed before with the same sources")
+	flags.BoolVar(&how.record, "record", false, "put the results into "+conformanceResults+" and "+conformancePage)
+	flags.StringVar(&how.engine, "engine", "gantry", "gantry, or containerd to compare with")
+}
+
+// installNodeE2E puts into the VM what the suite needs, and the engine.
+func (t *trial) installNodeE2E(ctx context.Context, v vm, how nodeE2E) error {
+	if err := t.installNode(ctx, v); err != nil {
+		return err
+	}
+	peers := []peer{kubeletPeer(), agnhostPeer()}
+	if how.engine == "containerd" {
+		peers = append(peers, containerdPeer())
+	} else if err := t.installGantry(ctx, v); err != nil {
+		return err
+	}
+	for _, p := range peers {
+		dir, err := p.build(ctx, t)
+		if err != nil {
+			return err
+		}
+		if err := t.say.step("push "+filepath.Base(p.packages[0])+" to "+v.name, func() error { return v.push(ctx, dir, "/usr/local/bin") }); err != nil {
+			return err
+		}
+	}
+	if how.engine == "containerd" {
+		if _, err := v.output(ctx, "systemctl start trial-containerd.service"); err != nil {
+			return err
+		}
+	}
+	suite, err := nodeSuitePeer().build(ctx, t)
+	if err != nil {
+		return err
+	}
+	err = t.say.step("push the node suite to "+v.name, func() error { return v.push(ctx, suite, "/usr/local/lib/trial/nodesuite") })
+	if err != nil {
+		return err
+	}
+	// The image of agnhost is made of the program.
+	if _, err := v.output(ctx, "systemctl restart trial-registry.service"); err != nil {
+		return err
+	}
+	return t.noteInstalled(ctx, v, how)
+}
+
+// nodeE2E runs specs in batches, so that a run can be cut off and taken up again.
+func (t *trial) nodeE2E(ctx context.Context, v vm, how nodeE2E) error {
+	specs, err := t.listSpecs(ctx, v, how)
+	if err != nil {
+		return err
+	}
+	store, err := t.openResults(v)
+	if err != nil {
+		return err
+	}
+	todo := store.todo(specs, how.again)
+	t.say.line("%d specs, %d of them passed or were skipped before with the same sources", len(specs), len(specs)-len(todo))
+	for begun := time.Now(); len(todo) > 0; {
+		batch := todo[:min(how.batch, len(todo))]
+		todo = todo[len(batch):]
+		results, err := t.runBatch(ctx, v, how, batch)
+		if err := errors.Join(err, store.add(results)); err != nil {
+			return err
+		}
+		t.say.line("%d specs to go after %s", len(todo), time.Since(begun).Round(time.Second))
+	}
+	outcome := store.of(specs)
+	for _, r := range outcome {
+		if r.State != "passed" {
+			fmt.Printf("%s: %s: %s\n", strings.ToUpper(r.State), r.Spec, oneLine(r.Reason))
+		}
+	}
+	n := outcome.count()
+	fmt.Println(n)
+	if how.record {
+		if err := recordResults(outcome); err != nil {
+			return err
+		}
+	}
+	if n.failed > 0 || n.passed == 0 {
+		return &remoteError{fmt.Errorf("node suite: %s", n)}
+	}
+	return nil
+}
+
+// command is a call of the script in the VM.
+func (how nodeE2E) command(procs int, focus, skip string, more ...string) string {
+	words := []string{"bash /usr/local/lib/trial/node-e2e", nodeE2EReports, fmt.Sprint(procs), "--focus=" + quote(focus), "--skip=" + quote(skip)}
+	if how.engine == "containerd" {
+		words = append([]string{"ENDPOINT=unix:///run/containerd/containerd.sock PROCESS=/usr/local/bin/containerd UNIT=trial-containerd.service"}, words...)
+	}
+	return strings.Join(append(words, more...), " ")
+}
+
+const nodeE2EReports = "/var/tmp/node-e2e"
+
+// listSpecs asks the suite which specs would be run.
+func (t *trial) listSpecs(ctx context.Context, v vm, how nodeE2E) ([]string, error) {
+	var reports []specReport
+	err := t.say.step("list the specs", func() error {
+		if out, err := v.output(ctx, how.command(1, how.focus, how.skip, "--dry-run")); err != nil {
+			return fmt.Errorf("%w: %s", err, oneLine(out))
+		}
+		var err error
+		reports, err = v.specReports(ctx)
+		return err
+	})
+	var names []string
+	for _, r := range reports {
+		if r.Kind == "It" && r.State == "passed" {
+			names = append(names, r.name())
+		}
+	}
+	return names, err
+}
+
+// runBatch runs these specs and no others. What it prints goes to a file: it is much.
+func (t *trial) runBatch(ctx context.Context, v vm, how nodeE2E, specs []string) ([]specResult, error) {
+	wanted := map[string]bool{}
+	for _, s := range specs {
+		wanted[s] = true
+	}
+	log, err := os.OpenFile(t.cache.path("vm", v.name, "node-e2e.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	var results []specResult
+	return results, t.say.step(fmt.Sprintf("run %d specs (see %s)", len(specs), log.Name()), func() error {
+		runErr := v.stream(ctx, how.command(how.procs, focusOn(specs), "", "-v"), nil, log, log)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		reports, err := v.specReports(ctx)
+		if err != nil {
+			return errors.Join(runErr, err)
+		}
+		for _, r := range reports {
+			if r.Kind == "It" && wanted[r.name()] {
+				results = append(results, r.result())
+			} else if r.Kind != "It" && r.State != "passed" && r.State != "skipped" {
+				fmt.Printf("%s: %s: %s\n", r.Kind, r.State, oneLine(r.Failure.Message))
+			}
+		}
+		if len(results) == 0 {
+			return errors.Join(runErr, errors.New("no spec was run"))
+		}
+		return nil
+	})
+}
+
+// focusOn chooses specs by their whole names. Ginkgo puts the suite's in front.
+func focusOn(specs []string) string {
+	quoted := make([]string, len(specs))
+	for i, s := range specs {
+		quoted[i] = regexp.QuoteMeta(s)
+	}
+	return " (" + strings.Join(quoted, "|") + ")$"
+}
+
+// specReport is what a ginkgo report says of one spec, or of another node of the suite.
+type specReport struct {
+	Containers []string `json:"ContainerHierarchyTexts"`
+	Kind       string   `json:"LeafNodeType"`
+	Text       string   `json:"LeafNodeText"`
+	State      string
+	RunTime    time.Duration
+	Failure    struct{ Message string }
+}
+
+// name is what ginkgo compares with a focus.
+func (r specReport) name() string {
+	return strings.Join(append(r.Containers[:len(r.Containers):len(r.Containers)], r.Text), " ")
+}
+
+func (r specReport) result() specResult {
+	out := specResult{Spec: r.name(), State: r.State, Seconds: r.RunTime.Round(time.Second).Seconds(), Reason: r.Failure.Message}
+	switch {
+	case r.State == "skipped" && r.Failure.Message == "": // it was not chosen
+		out.State = notRun
+	case r.State == "passed", r.State == "skipped", r.State == "pending":
+	default: // panicked, timed out, interrupted, aborted
+		out.State, out.Reason = "failed", r.State+": "+r.Failure.Message
+	}
+	if len(out.Reason) > maxReason {
+		out.Reason = out.Reason[:maxReason] + "…"
+	}
+	return out
+}
+
+// maxReason bounds what is kept of a failure: it may hold the status of a whole pod.
+const maxReason = 400
+
+func (v vm) specReports(ctx context.Context) ([]specReport, error) {
+	var text strings.Builder
+	if err := v.stream(ctx, "cat "+nodeE2EReports+"/report.json", nil, &text, io.Discard); err != nil {
+		return nil, fmt.Errorf("read the report: %w", err)
+	}
+	var suites []struct{ SpecReports []specReport }
+	if err := json.Unmarshal([]byte(text.String()), &suites); err != nil {
+		return nil, fmt.Errorf("read the report: %w", err)
+	}
+	var all []specReport
+	for _, s := range suites {
+		all = append(all, s.SpecReports...)
+	}
+	return all, nil
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestFocusOn(t *testing.T) {
+	t.Parallel()
+	specs := []string{"[sig-node] A should (root,0644) [NodeConformance]", "[sig-node] B"}
+	re := regexp.MustCompile(focusOn(specs))
+	for text, want := range map[string]bool{
+		"E2eNode Suite [sig-node] A should (root,0644) [NodeConformance]": true,
+		"E2eNode Suite [sig-node] B":                                      true,
+		"E2eNode Suite [sig-node] B more":                                 false,
+		"E2eNode Suite [sig-node] A should":                               false,
+	} {
+		if re.MatchString(text) != want {
+			t.Errorf("%q: chosen is %v", text, !want)
+		}
+	}
+}
+
+func TestSpecResult(t *testing.T) {
+	t.Parallel()
+	var reports []specReport
+	err := json.Unmarshal([]byte(`[
+		{"ContainerHierarchyTexts":["[sig-node] A","when b"],"LeafNodeType":"It","LeafNodeText":"works","State":"passed","RunTime":2400000000},
+		{"LeafNodeType":"It","LeafNodeText":"times out","State":"timedout","Failure":{"Message":"late"}},
+		{"LeafNodeType":"It","LeafNodeText":"lacks","State":"skipped","Failure":{"Message":"no swap"}},
+		{"LeafNodeType":"It","LeafNodeText":"not chosen","State":"skipped"}]`), &reports)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got specResults
+	for _, r := range reports {
+		got = append(got, r.result())
+	}
+	want := specResults{
+		{Spec: "[sig-node] A when b works", State: "passed", Seconds: 2},
+		{Spec: "times out", State: "failed", Reason: "timedout: late"},
+		{Spec: "lacks", State: "skipped", Reason: "no swap"},
+		{Spec: "not chosen", State: notRun},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %+v", got)
+	}
+	if n := got.count(); n != (tally{1, 1, 2, 0}) {
+		t.Errorf("counted %s", n)
+	}
+}
+
+// A run that was cut off goes on with what has no good result.
+func TestResultsAreRemembered(t *testing.T) {
+	t.Parallel()
+	tr := &trial{cache: cache(t.TempDir())}
+	v := vm{"a", filepath.Join(t.TempDir(), "vm")}
+	if _, err := tr.openResults(v); err == nil {
+		t.Error("a VM without the suite has results")
+	}
+	if err := os.MkdirAll(v.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(v.path(installedFile), []byte("key commit\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := tr.openResults(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	specs := []string{"a", "b", "c", "d"}
+	if err := s.add([]specResult{{Spec: "a", State: "passed"}, {Spec: "b", State: "failed"}, {Spec: "c", State: "skipped", Reason: "no swap"}}); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = tr.openResults(v); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.todo(specs, false); !slices.Equal(got, []string{"b", "d"}) {
+		t.Errorf("to do are %q", got)
+	}
+	if got := s.todo(specs, true); !slices.Equal(got, specs) {
+		t.Errorf("to do again are %q", got)
+	}
+	if of := s.of(specs); of[0].Commit != "commit" || of[3].State != notRun {
+		t.Errorf("results are %+v", of)
+	}
+}
+
+func TestConformancePage(t *testing.T) {
+	t.Parallel()
+	page := specResults{
+		{Spec: "[sig-node] Pods work [NodeConformance]", State: "passed"},
+		{Spec: "[sig-node] Pods fail [NodeConformance]", State: "failed", Reason: "a|b\nc"},
+		{Spec: "[sig-node] Swap [Serial] [NodeConformance]", State: notRun},
+	}.page()
+	for _, want := range []string{"| default | 1 | 1 | 0 | 0 |", "| Serial | 0 | 0 | 0 | 1 |", `| [sig-node] Pods fail [NodeConformance] | failed | a\|b c |`, "| Pods work | 1 |"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page lacks %q:\n%s", want, page)
+		}
+	}
+}

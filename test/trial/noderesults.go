@@ -1,0 +1,250 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Where results of the node suite are kept in the repository: for programs, and for
+// people.
+const (
+	conformanceResults = "test/nodesuite/results.json"
+	conformancePage    = "docs/conformance.md"
+)
+
+// specResult is how one spec ended.
+type specResult struct {
+	Spec    string  `json:"spec"`
+	State   string  `json:"state"` // passed, failed, skipped, pending, or notRun
+	Seconds float64 `json:"seconds"`
+	Reason  string  `json:"reason,omitempty"`
+	Commit  string  `json:"commit,omitempty"`
+	Day     string  `json:"day,omitempty"`
+}
+
+const notRun = "not run"
+
+type specResults []specResult
+
+func (rs specResults) count() (n tally) {
+	for _, r := range rs {
+		switch r.State {
+		case "passed":
+			n.passed++
+		case "failed":
+			n.failed++
+		default:
+			n.skipped++
+		}
+	}
+	return n
+}
+
+// resultStore remembers results in the cache, so that a run that was cut off goes on
+// where it was. The key is what a spec can see: sources, machine and engine.
+type resultStore struct {
+	path   string
+	commit string
+	known  map[string]specResult
+}
+
+// noteInstalled remembers what a VM has: results are that one's, whatever is edited
+// meanwhile.
+func (t *trial) noteInstalled(ctx context.Context, v vm, how nodeE2E) error {
+	sees, err := t.seen(ctx)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(v.path(installedFile), []byte(sees.key(how.engine, nil)+" "+commitHere(ctx)+"\n"), 0o600)
+}
+
+const installedFile = "node-e2e.installed"
+
+func (t *trial) openResults(v vm) (*resultStore, error) {
+	key, commit, ok := strings.Cut(v.read(installedFile), " ")
+	if !ok {
+		return nil, fmt.Errorf("VM %s has not what the node suite needs; leave out --no-install", v.name)
+	}
+	s := &resultStore{path: t.cache.path("node-e2e", key+".json"), commit: commit, known: map[string]specResult{}}
+	data, err := os.ReadFile(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	var before specResults
+	if err == nil {
+		err = json.Unmarshal(data, &before)
+	}
+	for _, r := range before {
+		s.known[r.Spec] = r
+	}
+	return s, err
+}
+
+// todo are the specs that have no good result.
+func (s *resultStore) todo(specs []string, again bool) (out []string) {
+	for _, spec := range specs {
+		if r, ok := s.known[spec]; again || !ok || r.State == "failed" || r.State == notRun {
+			out = append(out, spec)
+		}
+	}
+	return out
+}
+
+func (s *resultStore) add(results []specResult) error {
+	for _, r := range results {
+		r.Commit, r.Day = s.commit, time.Now().UTC().Format(time.DateOnly)
+		s.known[r.Spec] = r
+	}
+	all := make(specResults, 0, len(s.known))
+	for _, r := range s.known {
+		all = append(all, r)
+	}
+	if err := os.MkdirAll(filepath.Dir(s.path), 0o755); err != nil {
+		return err
+	}
+	return all.write(s.path)
+}
+
+// of returns the results of these specs; one without a result was not run.
+func (s *resultStore) of(specs []string) (out specResults) {
+	for _, spec := range specs {
+		r, ok := s.known[spec]
+		if !ok {
+			r = specResult{Spec: spec, State: notRun}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func (rs specResults) write(path string) error {
+	slices.SortFunc(rs, func(a, b specResult) int { return strings.Compare(a.Spec, b.Spec) })
+	var data bytes.Buffer
+	enc := json.NewEncoder(&data)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "\t")
+	if err := enc.Encode(rs); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", data.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// recordResults puts results into the repository, in the place of older ones.
+func recordResults(results specResults) error {
+	repo, err := repository()
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(repo, conformanceResults)
+	var all specResults
+	data, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(data, &all)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the recorded results: %w", err)
+	}
+	fresh := map[string]bool{}
+	for _, r := range results {
+		fresh[r.Spec] = true
+	}
+	all = append(slices.DeleteFunc(all, func(r specResult) bool { return fresh[r.Spec] }), results...)
+	if err := all.write(path); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(repo, conformancePage), []byte(all.page()), 0o644)
+}
+
+// groupOf is the outermost part of a spec's name.
+func groupOf(spec string) string {
+	rest := spec
+	if _, after, ok := strings.Cut(spec, "] "); ok && strings.HasPrefix(spec, "[sig-") {
+		rest = after
+	}
+	words := strings.Fields(rest)
+	return strings.Join(words[:min(2, len(words))], " ")
+}
+
+// page tells people of the results.
+func (rs specResults) page() string {
+	var b strings.Builder
+	n := rs.count()
+	fmt.Fprintf(&b, `# Kubernetes' node suite
+
+test/e2e_node of k8s.io/kubernetes v1.37.2, run against Gantry in the trial VM, with the stock kubelet and `+"`PodAndContainerStatsFromCRI=true`"+`.
+This page is written by the program that runs it, from [%s](../%s); what was run at which commit stands there.
+
+`+"```"+`
+make test-node-e2e                          # the default lane: [NodeConformance], but [Serial], [Slow] and [Flaky]
+make test-node-e2e FOCUS='AppArmor'         # some specs; SKIP= leaves some out
+make test-node-e2e RECORD=1                 # and put the results here
+`+"```"+`
+
+A run that was cut off goes on where it was. %d specs passed, %d failed, %d were skipped.
+
+| lane | passed | failed | skipped | not run |
+|---|---|---|---|---|
+`, conformanceResults, conformanceResults, n.passed, n.failed, n.skipped)
+	for _, l := range lanesOfSuite() {
+		counts := map[string]int{}
+		for _, r := range rs {
+			if laneOf(r.Spec) == l {
+				counts[r.State]++
+			}
+		}
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d |\n", l, counts["passed"], counts["failed"], counts["skipped"]+counts["pending"], counts[notRun])
+	}
+	b.WriteString("\n## Not passed\n\n| spec | | reason |\n|---|---|---|\n")
+	for _, r := range rs {
+		if r.State != "passed" {
+			fmt.Fprintf(&b, "| %s | %s | %s |\n", cell(r.Spec), r.State, cell(r.Reason))
+		}
+	}
+	b.WriteString("\n## Passed\n\n| group | specs |\n|---|---|\n")
+	groups := map[string]int{}
+	for _, r := range rs {
+		if r.State == "passed" {
+			groups[groupOf(r.Spec)]++
+		}
+	}
+	names := make([]string, 0, len(groups))
+	for name := range groups {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		fmt.Fprintf(&b, "| %s | %d |\n", cell(name), groups[name])
+	}
+	return b.String()
+}
+
+func lanesOfSuite() []string { return []string{"default", "Serial", "Slow", "Flaky", "other"} }
+
+func laneOf(spec string) string {
+	for _, l := range []string{"Flaky", "Serial", "Slow"} {
+		if strings.Contains(spec, "["+l+"]") {
+			return l
+		}
+	}
+	if strings.Contains(spec, "[NodeConformance]") {
+		return "default"
+	}
+	return "other"
+}
+
+// cell makes a text fit into a table.
+func cell(s string) string {
+	return strings.NewReplacer("|", "\\|", "\n", " ", "<", "&lt;").Replace(strings.Join(strings.Fields(s), " "))
+}
