@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	busybox = "registry.k8s.io/e2e-test-images/busybox:1.37.0-2"
+	busybox = "registry.k8s.io/busybox:1.37"
 	// slice stands in for the one that kubelet makes for a pod.
 	slice = "bench.slice"
 	// payload is what idle pods run: an argument that nothing else has.

@@ -333,14 +333,14 @@ func (e *Engine) checkAppArmor(s pod.Security) error {
 func profileLoaded(name string, kind error) error {
 	data, err := os.ReadFile(appArmorProfiles)
 	if err != nil {
-		return fmt.Errorf("AppArmor profile %q: AppArmor is not enabled on this host: %w", name, kind)
+		return fmt.Errorf("apparmor profile %q: AppArmor is not enabled on this host: %w", name, kind)
 	}
 	for line := range strings.SplitSeq(string(data), "\n") {
 		if have, _, ok := strings.Cut(line, " ("); ok && have == name {
 			return nil
 		}
 	}
-	return fmt.Errorf("AppArmor profile %q is not loaded: %w", name, kind)
+	return fmt.Errorf("apparmor profile %q is not loaded: %w", name, kind)
 }
 
 // maxSeccomp bounds a seccomp profile's file.

@@ -37,11 +37,11 @@ spec:
   terminationGracePeriodSeconds: 1
   containers:
   - name: probed
-    image: registry.k8s.io/e2e-test-images/busybox:1.37.0-2
+    image: registry.k8s.io/busybox:1.37
     command: [sleep, "1000000"]
     livenessProbe: {exec: {command: [sh, -c, "echo probed >/proc/1/fd/1"]}, periodSeconds: 2, timeoutSeconds: 60, failureThreshold: 10}
   - name: quiet
-    image: registry.k8s.io/e2e-test-images/busybox:1.37.0-2
+    image: registry.k8s.io/busybox:1.37
     command: [sleep, "1000000"]
 `
 

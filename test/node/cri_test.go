@@ -25,7 +25,7 @@ type engine struct {
 }
 
 const (
-	busybox = "registry.k8s.io/e2e-test-images/busybox:1.37.0-2"
+	busybox = "registry.k8s.io/busybox:1.37"
 	nginx   = "docker.io/library/nginx:latest"
 	// slice stands in for the one that kubelet makes for a pod.
 	slice = "e2e.slice"

@@ -20,7 +20,7 @@ spec:
   terminationGracePeriodSeconds: 1
   containers:
   - name: talker
-    image: registry.k8s.io/e2e-test-images/busybox:1.37.0-2
+    image: registry.k8s.io/busybox:1.37
     command: [sh, -c, "echo hello; sleep 1000000"]
   - name: web
     image: docker.io/library/nginx:latest

@@ -243,6 +243,30 @@ func parents(p string) []string {
 	return dirs
 }
 
+// nmeter tells the time of day with milliseconds, which is all that is asked of it.
+const nmeter = `#!/usr/bin/bash
+now=$EPOCHREALTIME
+printf '%(%H:%M:%S)T.%.3s\n' "${now%.*}" "${now#*.}"
+`
+
+// suiteBusybox has what Debian's busybox lacks of the one that Kubernetes' suites use:
+// a shell that hands on variables whose names it cannot have, and nmeter.
+func suiteBusybox(w *workshop) (descriptor, error) {
+	base, err := w.busyboxLayer(gzipped)
+	if err != nil {
+		return descriptor{}, err
+	}
+	bash, err := w.withLibraries("/usr/bin/bash")
+	if err != nil {
+		return descriptor{}, err
+	}
+	top, err := w.addLayer(gzipped, append(bash, symlink("bin/sh", "../usr/bin/bash"), file("bin/nmeter", 0o755, nmeter))...)
+	if err != nil {
+		return descriptor{}, err
+	}
+	return w.addImage(image{config: config{Cmd: []string{"sh"}, Env: defaultEnv()}, layers: []layer{base, top}})
+}
+
 const agnhostProgram = "/usr/local/bin/agnhost"
 
 // agnhost is the swiss-army knife of Kubernetes' own tests, if "trial agnhost"
@@ -256,11 +280,11 @@ func agnhost(w *workshop) (descriptor, error) {
 	if err != nil {
 		return descriptor{}, err
 	}
-	tools, err := w.withLibraries("/usr/bin/curl", "/usr/bin/bash")
+	tools, err := w.withLibraries("/usr/bin/curl", "/usr/bin/bash", "/usr/bin/nc.openbsd")
 	if err != nil {
 		return descriptor{}, err
 	}
-	top, err := w.addLayer(gzipped, append(tools, program, dir("uploads", 0o755), symlink("bin/bash", "../usr/bin/bash"))...)
+	top, err := w.addLayer(gzipped, append(tools, program, dir("uploads", 0o755), symlink("bin/bash", "../usr/bin/bash"), symlink("usr/bin/nc", "nc.openbsd"))...)
 	if err != nil {
 		return descriptor{}, err
 	}

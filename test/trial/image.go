@@ -37,7 +37,8 @@ func guestPackages() []string {
 		"systemd", "systemd-sysv", "dbus", "udev", "linux-image-cloud-amd64", "initramfs-tools", "zstd",
 		"openssh-server", "iproute2", "iptables", "nftables", "conntrack", "containernetworking-plugins",
 		"crun", "erofs-utils", "golang-github-containers-common", "apparmor",
-		"busybox-static", "nginx-light", // what test images are made of
+		"busybox-static", "nginx-light", "netcat-openbsd", // what test images are made of
+		"criu", "libcriu2", // checkpoints
 		"util-linux", "kmod", "procps", "psmisc", "curl", "jq", "strace", "ca-certificates", "less",
 	}
 }
