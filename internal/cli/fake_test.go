@@ -391,6 +391,10 @@ func (f *fakeEngine) PodStats(context.Context, pod.ID) (engine.PodStats, error) 
 func (f *fakeEngine) UpdatePod(context.Context, pod.ID, pod.PodResources) error {
 	return pod.ErrUnsupported
 }
+
+func (f *fakeEngine) CheckpointApp(context.Context, pod.ID, string, time.Duration) error {
+	return pod.ErrUnsupported
+}
 func (f *fakeEngine) MeasureLayers([]pod.AppStatus) {}
 func (f *fakeEngine) Changed() <-chan struct{}      { return nil }
 func (f *fakeEngine) AppMetrics(context.Context, pod.ID) (engine.Metrics, error) {

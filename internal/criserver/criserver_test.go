@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"go.opentelemetry.io/otel/trace"
+	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -797,5 +797,5 @@ func TestStopWaitsForRequests(t *testing.T) {
 func TestUnimplementedMethods(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	wantCode(t, second(b.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{})), codes.Unimplemented)
+	wantCode(t, second(b.CheckpointPod(t.Context(), &runtimeapi.CheckpointPodRequest{})), codes.Unimplemented)
 }

@@ -101,6 +101,7 @@ type API interface {
 	RemoveApp(ctx context.Context, id pod.ID) error // idempotent; kills if it runs
 	App(id pod.ID) (pod.AppStatus, error)
 	UpdateApp(ctx context.Context, id pod.ID, r pod.Resources) error
+	CheckpointApp(ctx context.Context, id pod.ID, to string, limit time.Duration) error
 	UpdatePod(ctx context.Context, id pod.ID, r pod.PodResources) error
 
 	// Exec runs a process in a running app and returns its exit code. When ctx ends

@@ -43,6 +43,7 @@ const Usage = `gantry-init is run by systemd, around the apps of Gantry:
   gantry-init exited APPDIR     records how the app ended
   gantry-init exited-outside APP   the same, where that was killed
   gantry-init pod-down PODDIR   gives back a pod's network and namespaces
+  gantry-init thaw CGROUP       lets the processes of a cgroup go on
   gantry-init hold              holds a PID namespace that a pod's apps share
 `
 
@@ -74,6 +75,8 @@ func Main(argv0 string, args []string) error {
 		return exitedOutside(args[1])
 	case "pod-down":
 		return podDown(args[1])
+	case "thaw":
+		return thaw(args[1])
 	default:
 		return fmt.Errorf("command %q: %w", args[0], errUsage)
 	}

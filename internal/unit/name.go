@@ -31,6 +31,9 @@ func Holder(id string) string { return "gantry-holder-" + id + service }
 // runs outside the pod's slice. Its unit file is shipped.
 func Exit(id string) string { return "gantry-exit@" + id + service }
 
+// Checkpoint names the service that writes down the state of an app.
+func Checkpoint(id string) string { return "gantry-checkpoint-" + id + service }
+
 // AppID tells which app a unit belongs to.
 func AppID(name string) (string, bool) { return between(name, appPrefix, service) }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -379,6 +380,17 @@ func (f *Fake) Changed() <-chan struct{} {
 	ch := make(chan struct{})
 	time.AfterFunc(time.Millisecond, func() { close(ch) })
 	return ch
+}
+
+// CheckpointApp writes an empty archive.
+func (f *Fake) CheckpointApp(_ context.Context, id pod.ID, to string, _ time.Duration) error {
+	if err := f.op("CheckpointApp %s", id); err != nil {
+		return err
+	}
+	if _, err := f.App(id); err != nil {
+		return err
+	}
+	return os.WriteFile(to, nil, 0o600)
 }
 
 // MeasureLayers does nothing: a fake's numbers are there at once.
