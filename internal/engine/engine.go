@@ -56,6 +56,8 @@ type Config struct {
 	Init string
 	// Cgroups is where the cgroup file system is; "" is /sys/fs/cgroup.
 	Cgroups string
+	// Sys is where the kernel tells of the machine; "" is /sys.
+	Sys string
 	// CDIDirs are where the Container Device Interface's specifications are.
 	CDIDirs []string
 	// AppArmorDefault is the profile of apps that ask for the default one; "" and
@@ -93,6 +95,9 @@ var _ API = (*Engine)(nil)
 func New(ctx context.Context, cfg Config) (*Engine, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Sys == "" {
+		cfg.Sys = "/sys"
 	}
 	if cfg.Cgroups == "" {
 		cfg.Cgroups = "/sys/fs/cgroup"

@@ -63,6 +63,9 @@ func (e *Engine) resolve(p *pod.Pod, s AppSpec) (*pod.App, pod.Secret, error) {
 	if err != nil {
 		return nil, pod.Secret{}, err
 	}
+	if err := e.checkHardware(a.Resources); err != nil {
+		return nil, pod.Secret{}, err
+	}
 	if err := e.checkAppArmor(a.Security); err != nil {
 		return nil, pod.Secret{}, err
 	}

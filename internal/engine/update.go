@@ -49,6 +49,9 @@ func (e *Engine) updateLocked(ctx context.Context, id pod.ID, r pod.Resources) e
 	if !ok {
 		return fmt.Errorf("update app %s: isolator %s: %w", id, p.Isolator, pod.ErrUnsupported)
 	}
+	if err := e.checkHardware(r); err != nil {
+		return fmt.Errorf("update app %s: %w", id, err)
+	}
 	want := merge(s.Current, r)
 	props, files, err := iso.Resources(want)
 	if err != nil {

@@ -276,6 +276,14 @@ func agnhost(w *workshop) (descriptor, error) {
 	if err != nil {
 		return descriptor{}, fmt.Errorf("%w; put it there with: trial agnhost", err)
 	}
+	entries := []entry{program, dir("uploads", 0o755)}
+	for _, name := range []string{"localhost.crt", "localhost.key"} {
+		e, err := hostFile(w.root, path.Join(path.Dir(agnhostProgram), name), name, 0o644)
+		if err != nil {
+			return descriptor{}, err
+		}
+		entries = append(entries, e)
+	}
 	base, err := w.busyboxLayer(gzipped)
 	if err != nil {
 		return descriptor{}, err
@@ -284,7 +292,9 @@ func agnhost(w *workshop) (descriptor, error) {
 	if err != nil {
 		return descriptor{}, err
 	}
-	top, err := w.addLayer(gzipped, append(tools, program, dir("uploads", 0o755), symlink("bin/bash", "../usr/bin/bash"), symlink("usr/bin/nc", "nc.openbsd"))...)
+	// Busybox's shell would run its own nc.
+	entries = append(entries, symlink("bin/sh", "../usr/bin/bash"), symlink("bin/bash", "../usr/bin/bash"), symlink("usr/bin/nc", "nc.openbsd"))
+	top, err := w.addLayer(gzipped, append(tools, entries...)...)
 	if err != nil {
 		return descriptor{}, err
 	}

@@ -17,6 +17,7 @@ type peer struct {
 	module   string // directory below test/
 	packages []string
 	tests    []string // packages of which the test programs are wanted
+	files    []string // of k8s.io/kubernetes, that go with the programs
 	ldflags  string
 	takes    string
 }
@@ -35,8 +36,10 @@ func agnhostPeer() peer {
 	return peer{
 		module:   "kubelet",
 		packages: []string{"k8s.io/kubernetes/test/images/agnhost"},
-		ldflags:  "-s -w",
-		takes:    "a minute after the kubelet's build",
+		// A certificate for localhost that tests have in common, and its key.
+		files:   []string{"test/images/agnhost/porter/localhost.crt", "test/images/agnhost/porter/localhost.key"},
+		ldflags: "-s -w",
+		takes:   "a minute after the kubelet's build",
 	}
 }
 
@@ -107,7 +110,7 @@ func (p peer) build(ctx context.Context, t *trial) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("ask go for its version: %w", err)
 	}
-	inputs := slices.Concat([]string{string(version), p.ldflags}, p.packages, p.tests)
+	inputs := slices.Concat([]string{string(version), p.ldflags}, p.packages, p.tests, p.files)
 	for _, name := range []string{"go.mod", "go.sum"} {
 		data, err := os.ReadFile(filepath.Join(source, name))
 		if err != nil {
@@ -141,6 +144,9 @@ func (p peer) build(ctx context.Context, t *trial) (string, error) {
 		if err := p.compile(ctx, source, "build", work+"/", p.packages...); err != nil {
 			return err
 		}
+		if err := p.copyFiles(ctx, source, work); err != nil {
+			return err
+		}
 		for _, pkg := range p.tests {
 			if err := p.compile(ctx, source, "test", filepath.Join(work, filepath.Base(pkg)+".test"), "-c", pkg); err != nil {
 				return err
@@ -163,6 +169,29 @@ func (p peer) compile(ctx context.Context, source, command, out string, args ...
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
 	return runQuiet(cmd)
+}
+
+// copyFiles takes files out of the module that the programs are built of.
+func (p peer) copyFiles(ctx context.Context, source, to string) error {
+	if len(p.files) == 0 {
+		return nil
+	}
+	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
+	cmd.Dir = source
+	dir, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("find the files of k8s.io/kubernetes: %w", err)
+	}
+	for _, name := range p.files {
+		data, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(to, filepath.Base(name)), data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // repository is the root of the source tree that trial is run in.
