@@ -28,6 +28,7 @@ type Config struct {
 	LogLevel string
 
 	Isolator        string
+	Handlers        []string
 	OCIRuntime      []string
 	OCITimeout      time.Duration
 	OCIAppArmor     string
@@ -81,6 +82,7 @@ func (c *Config) Options() []Option {
 		{"log.level", "what is logged: debug, info, warn or error", &textValue{&c.LogLevel, oneOf("debug", "info", "warn", "error")}},
 
 		{"isolator.default", "how pods run that do not say it themselves", &textValue{&c.Isolator, given}},
+		{"isolator.handlers", "further names of isolators for the handler of a RuntimeClass, each NAME=ISOLATOR", &listValue{&c.Handlers, handler}},
 		{"oci.runtime", "command line of the OCI runtime up to its subcommand; empty is crun with its cgroup manager switched off", &listValue{&c.OCIRuntime, anything}},
 		{"oci.timeout", "how long the OCI runtime may take to create or start an app; more than 100s is taken for 100s", &durationValue{&c.OCITimeout, time.Second}},
 		{"oci.apparmor", "AppArmor profile of apps that ask for the default one; it must be loaded. Empty is gantry-default where AppArmor is on; unconfined is none", &textValue{&c.OCIAppArmor, anything}},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -245,6 +246,18 @@ func anything(string) error { return nil }
 func given(s string) error {
 	if s == "" {
 		return errors.New("must not be empty")
+	}
+	return nil
+}
+
+// handlerName is the form of a RuntimeClass's handler.
+var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// handler takes NAME=ISOLATOR, with a name that Kubernetes takes for a handler.
+func handler(s string) error {
+	name, to, ok := strings.Cut(s, "=")
+	if !ok || to == "" || !handlerName.MatchString(name) {
+		return errors.New("want NAME=ISOLATOR, the name of lower-case letters, digits and dashes")
 	}
 	return nil
 }

@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -56,6 +58,8 @@ type Config struct {
 	Init string
 	// Cgroups is where the cgroup file system is; "" is /sys/fs/cgroup.
 	Cgroups string
+	// Handlers are further names of isolators: what a RuntimeClass calls them.
+	Handlers map[string]string
 	// Sys is where the kernel tells of the machine; "" is /sys.
 	Sys string
 	// CDIDirs are where the Container Device Interface's specifications are.
@@ -125,6 +129,14 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	if e.iso[cfg.Isolator] == nil {
 		return nil, fmt.Errorf("default isolator %q: %w", cfg.Isolator, pod.ErrNotFound)
 	}
+	for name, to := range cfg.Handlers {
+		if e.iso[to] == nil {
+			return nil, fmt.Errorf("handler %s: isolator %q: %w", name, to, pod.ErrNotFound)
+		}
+		if e.iso[name] != nil {
+			return nil, fmt.Errorf("handler %s: is an isolator's name: %w", name, pod.ErrExists)
+		}
+	}
 	for _, dir := range []string{"pods", "exits", "exec", "rootfs"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Run, dir), 0o711); err != nil {
 			return nil, fmt.Errorf("make run directory: %w", err)
@@ -170,6 +182,10 @@ func (e *Engine) Features() []IsolatorFeatures {
 			out = append(out, IsolatorFeatures{i.Name(), i.Features()})
 		}
 	}
+	names := slices.Sorted(maps.Keys(e.cfg.Handlers))
+	for _, name := range names {
+		out = append(out, IsolatorFeatures{name, e.iso[e.cfg.Handlers[name]].Features()})
+	}
 	return out
 }
 
@@ -183,6 +199,9 @@ type IsolatorFeatures struct {
 func (e *Engine) isolatorOf(handler string) (isolator.Isolator, error) {
 	if handler == "" {
 		handler = e.cfg.Isolator
+	}
+	if name, ok := e.cfg.Handlers[handler]; ok {
+		handler = name
 	}
 	i, ok := e.iso[handler]
 	if !ok {

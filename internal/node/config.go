@@ -1,17 +1,25 @@
 package node
 
 import (
+	"strings"
+
 	"gantry/internal/config"
 	"gantry/internal/image"
 )
 
 // FromConfig takes over what an operator may set.
 func FromConfig(c config.Config) Options {
+	handlers := map[string]string{}
+	for _, h := range c.Handlers {
+		name, to, _ := strings.Cut(h, "=")
+		handlers[name] = to
+	}
 	return Options{
 		Isolator:        c.Isolator,
 		Runtime:         c.OCIRuntime,
 		RuntimeTimeout:  c.OCITimeout,
 		AppArmorDefault: c.OCIAppArmor,
+		Handlers:        handlers,
 		CDIDirs:         c.DeviceSpecDirs,
 		NoJournal:       !c.StdioJournal,
 		NetworkConfDir:  c.NetworkConfDir,

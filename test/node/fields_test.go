@@ -27,6 +27,9 @@ func (p pod) runCases(t *testing.T, cases map[string]fieldCase) {
 	t.Helper()
 	started := map[string]container{}
 	for name, c := range cases {
+		if strings.HasPrefix(name, own) && !ours() {
+			continue
+		}
 		config := containerConfig(name, c.script)
 		c.change(config)
 		started[name] = p.create(t, config).start(t)
@@ -49,10 +52,20 @@ func (p pod) runCases(t *testing.T, cases map[string]fieldCase) {
 	}
 }
 
+// own marks such a case.
+const own = "own-"
+
+// ours tells whether Gantry is under test: some cases are promises of its own, which
+// other engines do not make.
+func ours() bool { return os.Getenv("GANTRY_E2E_CRI") == "" }
+
 // refused wants containers to be refused when they are created, with a word in the error.
 func (p pod) refused(t *testing.T, cases map[string]func(*cri.ContainerConfig)) {
 	t.Helper()
 	for name, change := range cases {
+		if strings.HasPrefix(name, own) && !ours() {
+			continue
+		}
 		config := containerConfig("refused", "exit 0")
 		change(config)
 		got, err := p.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
@@ -87,8 +100,8 @@ func TestFieldsOfProcess(t *testing.T) {
 		"stdin":  {func(*cri.ContainerConfig) {}, "cat; echo end", "end"},
 	})
 	p.refused(t, map[string]func(*cri.ContainerConfig){
-		"a name with =":              func(c *cri.ContainerConfig) { c.Envs = []*cri.KeyValue{{Key: "A=B"}} },
-		"no name":                    func(c *cri.ContainerConfig) { c.Metadata.Name = "" },
+		"own-a name with =":          func(c *cri.ContainerConfig) { c.Envs = []*cri.KeyValue{{Key: "A=B"}} },
+		"own-no name":                func(c *cri.ContainerConfig) { c.Metadata.Name = "" },
 		"an image that is not there": func(c *cri.ContainerConfig) { c.Image = &cri.ImageSpec{Image: "none:1"} },
 	})
 	signals := p.create(t, func() *cri.ContainerConfig {
@@ -149,11 +162,11 @@ func TestFieldsOfSecurity(t *testing.T) {
 	user := func(c *cri.ContainerConfig) { security(c).RunAsUser = &cri.Int64Value{Value: 1234} }
 	const bounding = "grep CapBnd /proc/self/status | cut -f2"
 	p.runCases(t, map[string]fieldCase{
-		"caps":      {func(*cri.ContainerConfig) {}, bounding, "00000000a80425fb"},
-		"caps-drop": {caps(&cri.Capability{DropCapabilities: []string{"ALL"}}), bounding, "0000000000000000"},
-		"caps-add":  {caps(&cri.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"NET_ADMIN"}}), bounding, "0000000000001000"},
-		"caps-low":  {caps(&cri.Capability{DropCapabilities: []string{"all"}, AddCapabilities: []string{"cap_net_raw"}}), bounding, "0000000000002000"},
-		"caps-ambient": {func(c *cri.ContainerConfig) {
+		"caps":         {func(*cri.ContainerConfig) {}, bounding, "00000000a80425fb"},
+		"caps-drop":    {caps(&cri.Capability{DropCapabilities: []string{"ALL"}}), bounding, "0000000000000000"},
+		"caps-add":     {caps(&cri.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"NET_ADMIN"}}), bounding, "0000000000001000"},
+		"own-caps-low": {caps(&cri.Capability{DropCapabilities: []string{"all"}, AddCapabilities: []string{"cap_net_raw"}}), bounding, "0000000000002000"},
+		"own-caps-ambient": {func(c *cri.ContainerConfig) {
 			user(c)
 			security(c).Capabilities = &cri.Capability{AddCapabilities: []string{"NET_ADMIN"}, AddAmbientCapabilities: []string{"NET_ADMIN"}}
 		}, "grep CapAmb /proc/self/status | cut -f2", "0000000000001000"},
@@ -173,7 +186,7 @@ func TestFieldsOfSecurity(t *testing.T) {
 		"seccomp-none": {func(*cri.ContainerConfig) {}, "grep Seccomp: /proc/self/status | cut -f2", "0"},
 	})
 	p.refused(t, map[string]func(*cri.ContainerConfig){
-		"an unknown capability":           caps(&cri.Capability{AddCapabilities: []string{"NO_SUCH"}}),
+		"own-an unknown capability":       caps(&cri.Capability{AddCapabilities: []string{"NO_SUCH"}}),
 		"privileged in a pod that is not": func(c *cri.ContainerConfig) { security(c).Privileged = true },
 		"a seccomp profile that is not there": func(c *cri.ContainerConfig) {
 			security(c).Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: "/no/such/profile"}
@@ -210,7 +223,7 @@ func TestFieldsOfProfiles(t *testing.T) {
 		"apparmor":       {armor(cri.SecurityProfile_Localhost, name), write, ".*Permission denied"},
 		"apparmor-name":  {armor(cri.SecurityProfile_Localhost, name), current, name + ` \(enforce\)`},
 		"apparmor-old":   {func(c *cri.ContainerConfig) { security(c).ApparmorProfile = "localhost/" + name }, write, ".*Permission denied"},
-		"apparmor-off":   {armor(cri.SecurityProfile_Unconfined, ""), current, "unconfined"},
+		"apparmor-off":   {armor(cri.SecurityProfile_Unconfined, ""), current, ".*unconfined.*"},
 		"apparmor-given": {armor(cri.SecurityProfile_RuntimeDefault, ""), current, `.+ \(enforce\)`},
 	})
 }
@@ -250,13 +263,13 @@ func TestFieldsOfResources(t *testing.T) {
 		"unified": {limits(&cri.LinuxContainerResources{Unified: map[string]string{
 			"memory.low": "1048576", "memory.min": "524288", "memory.high": "33554432", "memory.oom.group": "1", "pids.max": "77",
 		}}), show("memory.low", "memory.min", "memory.high", "memory.oom.group", "pids.max"), "1048576\n524288\n33554432\n1\n77"},
-		"hugepages": {limits(&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}}), show("hugetlb.2MB.max"), "4194304"},
+		"own-hugepages": {limits(&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}}), show("hugetlb.2MB.max"), "4194304"},
 	})
 	p.refused(t, map[string]func(*cri.ContainerConfig){
-		"a CPU that is not there": limits(&cri.LinuxContainerResources{CpusetCpus: "900"}),
-		"a list that is none":     limits(&cri.LinuxContainerResources{CpusetCpus: "x"}),
-		"a file outside":          limits(&cri.LinuxContainerResources{Unified: map[string]string{"../cgroup.procs": "1"}}),
-		"a page size":             limits(&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "3MB", Limit: 1}}}),
+		"own-a CPU that is not there": limits(&cri.LinuxContainerResources{CpusetCpus: "900"}),
+		"own-a list that is none":     limits(&cri.LinuxContainerResources{CpusetCpus: "x"}),
+		"own-a file outside":          limits(&cri.LinuxContainerResources{Unified: map[string]string{"../cgroup.procs": "1"}}),
+		"own-a page size":             limits(&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "3MB", Limit: 1}}}),
 	})
 }
 
@@ -280,11 +293,11 @@ func TestFieldsOfMounts(t *testing.T) {
 	}
 	const write = "touch /vol/f 2>&1 && echo yes; touch /vol/sub/f 2>&1 && echo yes; true"
 	p.runCases(t, map[string]fieldCase{
-		"writable":  {mount(&cri.Mount{}), write, "yes\nyes"},
-		"read-only": {mount(&cri.Mount{Readonly: true}), write, ".*Read-only file system\nyes"},
-		"recursive": {mount(&cri.Mount{Readonly: true, RecursiveReadOnly: true}), write, ".*Read-only file system\n.*Read-only file system"},
-		"noexec":    {mount(&cri.Mount{MountOptions: []string{"noexec"}}), "/vol/true 2>&1", ".*Permission denied"},
-		"options":   {mount(&cri.Mount{MountOptions: []string{"nosuid", "nodev"}}), "grep ' /vol ' /proc/mounts | grep -c nosuid,nodev", "1"},
+		"writable":    {mount(&cri.Mount{}), write, "yes\nyes"},
+		"read-only":   {mount(&cri.Mount{Readonly: true}), write, ".*Read-only file system\nyes"},
+		"recursive":   {mount(&cri.Mount{Readonly: true, RecursiveReadOnly: true}), write, ".*Read-only file system\n.*Read-only file system"},
+		"own-noexec":  {mount(&cri.Mount{MountOptions: []string{"noexec"}}), "/vol/true 2>&1", ".*Permission denied"},
+		"own-options": {mount(&cri.Mount{MountOptions: []string{"nosuid", "nodev"}}), "grep ' /vol ' /proc/mounts | grep -c nosuid,nodev", "1"},
 		"file": {func(c *cri.ContainerConfig) {
 			c.Mounts = []*cri.Mount{{HostPath: dir + "/file", ContainerPath: "/etc/deep/down"}}
 		}, "cat /etc/deep/down", "text"},
@@ -310,7 +323,7 @@ func TestFieldsOfMounts(t *testing.T) {
 	}
 	p.refused(t, map[string]func(*cri.ContainerConfig){
 		"recursive and writable": mount(&cri.Mount{RecursiveReadOnly: true}),
-		"a path that is not there": func(c *cri.ContainerConfig) {
+		"own-a path that is not there": func(c *cri.ContainerConfig) {
 			c.Mounts = []*cri.Mount{{HostPath: "/no/such/path", ContainerPath: "/vol"}}
 		},
 	})

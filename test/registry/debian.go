@@ -293,7 +293,10 @@ func agnhost(w *workshop) (descriptor, error) {
 		return descriptor{}, err
 	}
 	// Busybox's shell would run its own nc.
-	entries = append(entries, symlink("bin/sh", "../usr/bin/bash"), symlink("bin/bash", "../usr/bin/bash"), symlink("usr/bin/nc", "nc.openbsd"))
+	entries = append(entries, symlink("agnhost-2", "agnhost"), file("bin/nmeter", 0o755, nmeter),
+		file("etc/passwd", 0o644, passwd()+"user-defined-in-image:x:1000:1000::/home:/bin/sh\n"),
+		file("etc/group", 0o644, group()+"user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n"),
+		symlink("bin/sh", "../usr/bin/bash"), symlink("bin/bash", "../usr/bin/bash"), symlink("usr/bin/nc", "nc.openbsd"))
 	top, err := w.addLayer(gzipped, append(tools, entries...)...)
 	if err != nil {
 		return descriptor{}, err
