@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -141,6 +142,37 @@ func (rs specResults) write(path string) error {
 	return os.Rename(path+".new", path)
 }
 
+func readResults(path string) (all specResults, err error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &all)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the recorded results: %w", err)
+	}
+	return all, nil
+}
+
+// missingSpecs are those without a recorded pass.
+func missingSpecs(specs []string) (out []string, err error) {
+	repo, err := repository()
+	if err != nil {
+		return nil, err
+	}
+	all, err := readResults(filepath.Join(repo, conformanceResults))
+	if err != nil {
+		return nil, err
+	}
+	passed := map[string]bool{}
+	for _, r := range all {
+		passed[r.Spec] = r.State == "passed"
+	}
+	return slices.DeleteFunc(specs, func(s string) bool { return passed[s] }), nil
+}
+
 // recordResults puts results into the repository, in the place of older ones.
 func recordResults(results specResults) error {
 	repo, err := repository()
@@ -148,19 +180,17 @@ func recordResults(results specResults) error {
 		return err
 	}
 	path := filepath.Join(repo, conformanceResults)
-	var all specResults
-	data, err := os.ReadFile(path)
-	if err == nil {
-		err = json.Unmarshal(data, &all)
+	all, err := readResults(path)
+	if err != nil {
+		return err
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read the recorded results: %w", err)
+	known := map[string]specResult{}
+	for _, r := range slices.Concat(all, results) {
+		if _, ok := known[r.Spec]; !ok || r.State != notRun { // what was not run now keeps what is known of it
+			known[r.Spec] = r
+		}
 	}
-	fresh := map[string]bool{}
-	for _, r := range results {
-		fresh[r.Spec] = true
-	}
-	all = append(slices.DeleteFunc(all, func(r specResult) bool { return fresh[r.Spec] }), results...)
+	all = slices.Collect(maps.Values(known))
 	if err := all.write(path); err != nil {
 		return err
 	}

@@ -1,0 +1,145 @@
+//go:build e2e
+
+package node
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"gantry/test/machine"
+)
+
+// footprint is what gantry-cri has, and what execs may leave behind.
+type footprint struct {
+	goroutines, files, cgroups, dirs int
+	rss                              int // KiB
+}
+
+func (e engine) footprint(t *testing.T, cgroup string) footprint {
+	t.Helper()
+	pid := strings.TrimSpace(sh(t, "systemctl show --value -p MainPID gantry-cri.service"))
+	files, err := os.ReadDir("/proc/" + pid + "/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rss := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status)
+	number := func(s string) int {
+		n, err := strconv.Atoi(strings.TrimSpace(s))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	return footprint{
+		goroutines: number(metric(t, "go_goroutines")), files: len(files), rss: number(string(rss[1])),
+		cgroups: number(sh(t, "find /sys/fs/cgroup"+cgroup+" -type d | wc -l")), dirs: number(sh(t, "ls /run/gantry/exec | wc -l")),
+	}
+}
+
+// metric reads one of gantry-cri's own numbers.
+func metric(t *testing.T, name string) string {
+	t.Helper()
+	resp, err := http.Get("http://127.0.0.1:9639/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindSubmatch(text)
+	if found == nil {
+		t.Fatalf("there is no metric %s", name)
+	}
+	return string(found[1])
+}
+
+// TestManyProbes execs as kubelet's probes do, with as much as half of the machine's
+// processors: 300 times, and in the long run for 20 minutes and 10,000 times at least.
+// Some fail, and some are cut off by their time. Nothing of it may stay.
+func TestManyProbes(t *testing.T) {
+	guard(t)
+	needsGantry(t)
+	e := dial(t)
+	c := e.run(t, onHost(e.podConfig(t, "probes"))).runScript(t, "app", "while :; do sleep 1; done")
+	cgroup := strings.TrimSpace(sh(t, "systemctl show --value -p ControlGroup gantry-app-"+c.id+".service"))
+	e.probe(t, c, 60, 0)
+	before := e.settled(t, cgroup)
+	began := time.Now()
+	n := e.probe(t, c, machine.Amount(10_000, 300), time.Duration(machine.Amount(20, 0))*time.Minute)
+	took := time.Since(began)
+	after := e.settled(t, cgroup)
+	t.Logf("%d execs in %s, %.1f a second; before %+v, after %+v", n, took.Round(time.Second), float64(n)/took.Seconds(), before, after)
+	if after.goroutines > before.goroutines+3 || after.files > before.files+3 || after.cgroups != before.cgroups || after.dirs != before.dirs {
+		t.Errorf("before %+v, after %d execs %+v", before, n, after)
+	}
+	if most := before.rss + before.rss/4 + 4<<10; after.rss > most {
+		t.Errorf("%d KiB of memory, want at most %d", after.rss, most)
+	}
+}
+
+// settled waits until what has ended is given back.
+func (e engine) settled(t *testing.T, cgroup string) footprint {
+	t.Helper()
+	pause(patience(time.Second))
+	return e.footprint(t, cgroup)
+}
+
+// probe returns how many execs there were.
+func (e engine) probe(t *testing.T, c container, least int, atLeast time.Duration) int {
+	t.Helper()
+	var done atomic.Int64
+	end := time.Now().Add(atLeast)
+	var all sync.WaitGroup
+	for range runtime.NumCPU() {
+		all.Go(func() {
+			for done.Load() < int64(least) || time.Now().Before(end) {
+				began := time.Now()
+				if err := e.probeOnce(t, c, int(done.Add(1))); err != nil {
+					t.Error(err)
+					return
+				}
+				pause(time.Since(began)) // half of the time
+			}
+		})
+	}
+	all.Wait()
+	return int(done.Load())
+}
+
+func (e engine) probeOnce(t *testing.T, c container, i int) error {
+	cmd, timeout := []string{"sh", "-c", fmt.Sprintf("echo %d; exit %d", i, i%3)}, int64(60)
+	late := i%50 == 0
+	if late {
+		cmd, timeout = []string{"sh", "-c", "sleep 1000 & sleep 1000"}, 1
+	}
+	resp, err := e.ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: c.id, Cmd: cmd, Timeout: timeout})
+	switch {
+	case late && err == nil:
+		return fmt.Errorf("exec %d outlived its time", i)
+	case late:
+		return nil
+	case err != nil:
+		return fmt.Errorf("exec %d: %w", i, err)
+	case resp.ExitCode != int32(i%3) || strings.TrimSpace(string(resp.Stdout)) != strconv.Itoa(i):
+		return fmt.Errorf("exec %d: exit code %d, output %q", i, resp.ExitCode, resp.Stdout)
+	}
+	return nil
+}
