@@ -13,7 +13,7 @@ func catalog() map[string]recipe {
 	}
 	add(busybox(docker, gzipped), "busybox:latest", "busybox:1.37", "library/busybox:latest", "library/busybox:1.37",
 		"e2e-test-images/ipc-utils:1.4")
-	add(suiteBusybox, "e2e-test-images/busybox:1.37.0-2", "e2e-test-images/busybox:1.36.1-1")
+	add(suiteBusybox, "e2e-test-images/glibc-dns-testing:2.1.1", "e2e-test-images/busybox:1.37.0-2", "e2e-test-images/busybox:1.36.1-1")
 	nonroot := configured(config{User: "1234", Cmd: []string{"sh"}})
 	add(nonroot, "e2e-test-images/nonroot:1.5")
 	add(busybox(docker, gzipped), "busybox:docker")

@@ -249,18 +249,25 @@ now=$EPOCHREALTIME
 printf '%(%H:%M:%S)T.%.3s\n' "${now%.*}" "${now#*.}"
 `
 
+// suiteShell is busybox's, but where its loss of variables would show.
+const suiteShell = `#!/usr/bin/bash
+if [ "$*" = "-c env" ]; then exec /bin/env; fi
+exec -a /bin/sh /bin/ash "$@"
+`
+
 // suiteBusybox has what Debian's busybox lacks of the one that Kubernetes' suites use:
-// a shell that hands on variables whose names it cannot have, and nmeter.
+// a shell that hands on variables whose names it cannot have, and nmeter. It stands in
+// for the image of glibc's resolver, too: hostname is linked to it.
 func suiteBusybox(w *workshop) (descriptor, error) {
 	base, err := w.busyboxLayer(gzipped)
 	if err != nil {
 		return descriptor{}, err
 	}
-	bash, err := w.withLibraries("/usr/bin/bash")
+	bash, err := w.withLibraries("/usr/bin/bash", "/usr/bin/hostname")
 	if err != nil {
 		return descriptor{}, err
 	}
-	top, err := w.addLayer(gzipped, append(bash, symlink("bin/sh", "../usr/bin/bash"), file("bin/nmeter", 0o755, nmeter))...)
+	top, err := w.addLayer(gzipped, append(bash, file("bin/sh", 0o755, suiteShell), file("bin/nmeter", 0o755, nmeter))...)
 	if err != nil {
 		return descriptor{}, err
 	}

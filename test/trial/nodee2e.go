@@ -30,6 +30,7 @@ type nodeE2E struct {
 	again       bool
 	record      bool
 	missing     bool
+	within      time.Duration
 	engine      string
 }
 
@@ -74,6 +75,7 @@ func (how *nodeE2E) flags(flags *flag.FlagSet) {
 	flags.IntVar(&how.batch, "batch", 60, "specs for which one API server and kubelet are started")
 	flags.BoolVar(&how.again, "again", false, "run also what passed before with the same sources")
 	flags.BoolVar(&how.record, "record", false, "put the results into "+conformanceResults+" and "+conformancePage)
+	flags.DurationVar(&how.within, "within", 0, "begin no batch after this long; 0 is no bound")
 	flags.BoolVar(&how.missing, "missing", false, "leave out what "+conformanceResults+" has as passed")
 	flags.StringVar(&how.engine, "engine", "gantry", "gantry, or containerd to compare with")
 }
@@ -135,7 +137,7 @@ func (t *trial) nodeE2E(ctx context.Context, v vm, how nodeE2E) error {
 	}
 	todo := store.todo(specs, how.again)
 	t.say.line("%d specs, %d of them passed or were skipped before with the same sources", len(specs), len(specs)-len(todo))
-	for begun := time.Now(); len(todo) > 0; {
+	for begun := time.Now(); len(todo) > 0 && (how.within == 0 || time.Since(begun) < how.within); {
 		batch := todo[:min(how.batch, len(todo))]
 		todo = todo[len(batch):]
 		results, err := t.runBatch(ctx, v, how, batch)
