@@ -6,6 +6,7 @@ package cdi
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -89,22 +90,13 @@ func whyNot(c *cdi.Cache, dirs []string, name string) error {
 	}
 	var bad []error
 	all := c.GetErrors()
-	for _, path := range sortedKeys(all) {
+	for _, path := range slices.Sorted(maps.Keys(all)) {
 		bad = append(bad, fmt.Errorf("%s: %w", filepath.Base(path), errors.Join(all[path]...)))
 	}
 	if len(bad) > 0 {
 		return fmt.Errorf("%s: %w; not read: %w", msg, pod.ErrInvalid, errors.Join(bad...))
 	}
 	return fmt.Errorf("%s: %w", msg, pod.ErrInvalid)
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 func (e *Edits) add(s specs.ContainerEdits) error {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
@@ -26,7 +27,10 @@ func TestTraces(t *testing.T) {
 	_, err := b.image.PullImage(ctx, &runtimeapi.PullImageRequest{
 		Image: &runtimeapi.ImageSpec{Image: "none:1"}, Auth: &runtimeapi.AuthConfig{Username: "u", Password: "top secret"},
 	})
-	b.server.Close() // all spans have ended then
+	// A span ends a moment after its answer.
+	for end := time.Now().Add(10 * time.Second); len(spans.Ended()) < 3 && time.Now().Before(end); {
+		<-time.After(time.Millisecond)
+	}
 	var texts []string
 	for _, s := range spans.Ended() {
 		text := s.Name() + " " + s.Status().Code.String() + " " + fmt.Sprint(s.Attributes())

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -52,8 +53,8 @@ func TestWindowsWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger()
-		alive := 0
-		take := func(ctx context.Context) error { return l.window(ctx, maxWindow, func() { alive++ }) }
+		var alive atomic.Int64
+		take := func(ctx context.Context) error { return l.window(ctx, maxWindow, func() { alive.Add(1) }) }
 		for range allWindows / maxWindow {
 			if err := take(t.Context()); err != nil {
 				t.Fatal(err)
@@ -62,8 +63,8 @@ func TestWindowsWait(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- take(t.Context()) }()
 		<-time.After(5500 * time.Millisecond)
-		if alive != 5 {
-			t.Errorf("while it waits for 5.5 s, it is alive %d times", alive)
+		if n := alive.Load(); n != 5 {
+			t.Errorf("while it waits for 5.5 s, it is alive %d times", n)
 		}
 		l.windows.Release(maxWindow)
 		if err := <-done; err != nil {

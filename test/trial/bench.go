@@ -33,17 +33,11 @@ func runBench(ctx context.Context, t *trial, args []string) error {
 		return err
 	}
 	v := t.vm()
-	booted := v.pid() == 0
-	if err := t.up(ctx, false, false); err != nil {
+	booted, end, err := t.upFor(ctx, *keep)
+	if err != nil {
 		return err
 	}
-	if booted && !*keep {
-		defer func() {
-			if err := v.stop(context.WithoutCancel(ctx)); err != nil {
-				t.say.line("stop VM %s: %v", v.name, err)
-			}
-		}()
-	}
+	defer end()
 	if booted || !*noInstall {
 		if err := t.installBench(ctx, v, peer); err != nil {
 			return err

@@ -65,6 +65,24 @@ func (t *trial) up(ctx context.Context, fresh, keep bool) error {
 	})
 }
 
+// upFor boots the VM for one command unless it runs. end is for the command's end: it
+// stops the VM that this one booted, unless it is to be kept.
+func (t *trial) upFor(ctx context.Context, keep bool) (booted bool, end func(), err error) {
+	v := t.vm()
+	booted = v.pid() == 0
+	if err := t.up(ctx, false, false); err != nil {
+		return booted, nil, err
+	}
+	return booted, func() {
+		if !booted || keep {
+			return
+		}
+		if err := v.stop(context.WithoutCancel(ctx)); err != nil {
+			t.say.line("stop VM %s: %v", v.name, err)
+		}
+	}, nil
+}
+
 func runStop(ctx context.Context, t *trial, args []string) error {
 	if err := t.flags("stop").Parse(args); err != nil {
 		return err

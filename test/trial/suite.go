@@ -85,20 +85,14 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 		chosen = slices.DeleteFunc(chosen, func(s string) bool { return longTest(s) != "" })
 	}
 	v := t.vm()
-	booted := v.pid() == 0
-	if booted && *noInstall {
+	if v.pid() == 0 && *noInstall {
 		return fmt.Errorf("test VM %s: it does not run, so nothing is installed in it; leave out --no-install", v.name)
 	}
-	if err := t.up(ctx, false, false); err != nil {
+	booted, end, err := t.upFor(ctx, *keep)
+	if err != nil {
 		return err
 	}
-	if booted && !*keep {
-		defer func() {
-			if err := v.stop(context.WithoutCancel(ctx)); err != nil {
-				t.say.line("stop VM %s: %v", v.name, err)
-			}
-		}()
-	}
+	defer end()
 	if !*noInstall {
 		if err := t.installNode(ctx, v); err != nil {
 			return err
