@@ -568,6 +568,12 @@ func TestUpdatePodSandboxResources(t *testing.T) {
 	if err != nil || p.Resources.Memory != 9<<20 || p.Overhead.CPUShares != 100 {
 		t.Errorf("got %+v, %v", p.PodResources, err)
 	}
+	// What kubelet makes of a pod without limits that has overhead.
+	if _, err := b.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: sandbox, Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -67108865, CpuQuota: -25001},
+	}); err != nil {
+		t.Errorf("no limits less the overhead: %v", err)
+	}
 	_, err = b.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
 		PodSandboxId: sandbox, Resources: &runtimeapi.LinuxContainerResources{OomScoreAdj: 5000},
 	})

@@ -65,6 +65,7 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, r *runtimeapi.Rem
 // UpdatePodSandboxResources is told the new sizes of a pod after kubelet has changed its
 // cgroup.
 func (s *runtimeService) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	unlimited(r.GetResources())
 	update, err := cri.PodResources("", r.GetResources(), r.GetOverhead())
 	if err != nil {
 		return nil, err
@@ -77,6 +78,15 @@ func (s *runtimeService) UpdatePodSandboxResources(ctx context.Context, r *runti
 		return nil, err
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
+}
+
+// unlimited makes -1 of what is less than nothing: kubelet takes a pod's overhead from
+// its limits also where there is none, which it has as -1.
+func unlimited(r *runtimeapi.LinuxContainerResources) {
+	if r == nil {
+		return
+	}
+	r.CpuQuota, r.MemoryLimitInBytes = max(r.CpuQuota, -1), max(r.MemoryLimitInBytes, -1)
 }
 
 func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {

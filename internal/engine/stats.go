@@ -84,7 +84,8 @@ func (e *Engine) PodStats(ctx context.Context, id pod.ID) (PodStats, error) {
 		return out, nil
 	}
 	if out.Interfaces, err = network.Usage(e.down.netns(p.Pod)); err != nil {
-		return PodStats{}, fmt.Errorf("stats of pod %s: %w", id, missing(err))
+		// What else is known of a pod must not be hidden: evictions are decided by it.
+		e.log.Warn("the traffic of a pod is not counted", "pod", id, "err", err)
 	}
 	return out, nil
 }
