@@ -50,10 +50,7 @@ func serve(ctx context.Context, cfg config.Config, files []string, log *slog.Log
 	}()
 	go n.Network().Watch(life)
 
-	tracer, flush, err := tracing(ctx, cfg.CRITracing, cfg.CRITracingRate, log)
-	if err != nil {
-		return err
-	}
+	tracer, flush := tracing(ctx, cfg.CRITracing, cfg.CRITracingRate, log)
 	defer flush()
 	s, err := criserver.New(criserver.Config{
 		Engine: n, Handlers: handlers(n.Features()), MountOptions: n.Features()[0].Features.MountOptions,
@@ -92,7 +89,7 @@ func serveMetrics(address string, h http.Handler, log *slog.Logger) (stop func()
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", h)
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 	go func() {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			log.Error("metrics have ended", "err", err)

@@ -1,6 +1,7 @@
 package criserver
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -19,6 +20,9 @@ import (
 // GetContainerEvents tells what changes from now on. The header is sent when the
 // client may rely on that.
 func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
+	if err := s.untilReady(out.Context()); err != nil {
+		return err
+	}
 	before, err := s.pods()
 	if err != nil {
 		return err
@@ -42,10 +46,34 @@ func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out 
 		case <-out.Context().Done():
 			return out.Context().Err()
 		case <-s.closing:
-			return fmt.Errorf("the server is being stopped: %w", pod.ErrUnavailable)
+			return errClosing
 		}
 	}
 }
+
+// untilReady waits while the pods are loaded: kubelet asks for events five times in its
+// life, one after the other, and does without them after that.
+func (s *Server) untilReady(ctx context.Context) error {
+	for {
+		changed := s.cfg.Engine.Changed()
+		if s.cfg.Engine.Ready() == nil {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-time.After(readyAgain):
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.closing:
+			return errClosing
+		}
+	}
+}
+
+// readyAgain is when it is looked again whether systemd answers: of that no list changes.
+const readyAgain = time.Second
+
+var errClosing = fmt.Errorf("the server is being stopped: %w", pod.ErrUnavailable)
 
 func differences(before, now []pod.PodStatus) (events []*runtimeapi.ContainerEventResponse) {
 	old := map[pod.ID]pod.PodStatus{}
@@ -105,6 +133,9 @@ func appDifferences(p pod.PodStatus, before []pod.AppStatus) (events []*runtimea
 	}
 	for _, a := range before {
 		if find(p.Apps, a.ID) < 0 {
+			if progress(a) == stepStarted { // its end was not seen, and is what kubelet acts on
+				events = append(events, event(p, a.ID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT))
+			}
 			events = append(events, event(p, a.ID, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT))
 		}
 	}

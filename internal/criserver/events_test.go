@@ -2,6 +2,7 @@ package criserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -119,7 +120,7 @@ func TestDifferences(t *testing.T) {
 		"gone with its apps": {
 			[]pod.PodStatus{a(true, app("x", pod.Running, at))},
 			nil,
-			[]string{"x DELETED", "pod STOPPED", "pod DELETED"},
+			[]string{"x STOPPED", "x DELETED", "pod STOPPED", "pod DELETED"},
 		},
 		"restarted": {
 			[]pod.PodStatus{a(true, app("x", pod.Exited, at))},
@@ -134,5 +135,30 @@ func TestDifferences(t *testing.T) {
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
+	}
+}
+
+// TestEventsWaitForThePods: kubelet would not ask again.
+func TestEventsWaitForThePods(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.engine.SetReady(errors.New("reading the state"))
+	in, err := b.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := make(chan error, 1)
+	go func() {
+		_, err := in.Header()
+		header <- err
+	}()
+	select {
+	case err := <-header:
+		t.Fatalf("answered while the pods are loaded: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	b.engine.SetReady(nil)
+	if err := <-header; err != nil {
+		t.Error(err)
 	}
 }

@@ -81,7 +81,7 @@ func leavesGarbage(method string) bool {
 // node not ready at once.
 func (s *Server) admit(method string) error {
 	switch path.Base(method) {
-	case "Version", "RuntimeConfig", "UpdateRuntimeConfig", "PullImage", "ImageFsInfo", "ListMetricDescriptors":
+	case "Version", "RuntimeConfig", "UpdateRuntimeConfig", "PullImage", "ImageFsInfo", "ListMetricDescriptors", "GetContainerEvents":
 		return nil
 	}
 	if err := s.cfg.Engine.Ready(); err != nil {

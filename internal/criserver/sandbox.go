@@ -62,8 +62,8 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, r *runtimeapi.Rem
 	return &runtimeapi.RemovePodSandboxResponse{}, nil
 }
 
-// UpdatePodSandboxResources is told the new sizes of a pod after kubelet has changed its
-// cgroup.
+// UpdatePodSandboxResources is told the new sizes of a pod before kubelet changes its
+// cgroup; if it fails the resize is rejected.
 func (s *runtimeService) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
 	unlimited(r.GetResources())
 	update, err := cri.PodResources("", r.GetResources(), r.GetOverhead())

@@ -44,7 +44,7 @@ func (t *telemetry) count(method string, took time.Duration, err error) {
 
 // Metrics answers a Prometheus server.
 func (s *Server) Metrics() http.Handler {
-	return promhttp.HandlerFor(s.telemetry.registry, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(s.telemetry.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 }
 
 // census counts pods and containers when it is asked.

@@ -82,7 +82,7 @@ func (a *archiver) copy(h *tar.Header, r io.Reader) {
 	}
 	n, err := io.Copy(a.tar, io.LimitReader(&untilDone{a.ctx, r}, h.Size))
 	if err == nil && n < h.Size {
-		_, err = io.CopyN(a.tar, zeros{}, h.Size-n)
+		_, err = io.CopyN(a.tar, &untilDone{a.ctx, zeros{}}, h.Size-n)
 	}
 	a.err = err
 }
@@ -120,15 +120,28 @@ func (c *checkpoint) diff(ctx context.Context) (archive string, deleted []string
 	if err != nil {
 		return "", nil, err
 	}
-	d := &differ{archiver: newArchiver(ctx, out), deleted: []string{}}
+	sparse := &sparseWriter{f: out}
+	d := &differ{archiver: newArchiver(ctx, sparse), deleted: []string{}}
 	d.below(root, "", usageDepth)
-	return archive, d.deleted, d.close()
+	return archive, d.deleted, errors.Join(d.close(), sparse.end())
 }
 
 // differ archives the directory that an overlay writes to.
 type differ struct {
 	*archiver
 	deleted []string
+	named   int // bytes of deleted
+}
+
+// maxDeleted bounds the names of what an app deleted: they are in memory.
+const maxDeleted = 32 << 20
+
+func (d *differ) gone(name string) {
+	if d.named += len(name); d.named > maxDeleted {
+		d.err = fmt.Errorf("more than %d bytes of names of deleted files", maxDeleted)
+		return
+	}
+	d.deleted = append(d.deleted, name)
 }
 
 // opaque marks a directory of which nothing below counts.
@@ -176,7 +189,7 @@ func (d *differ) entry(dir int, name, at string, depth int) {
 		d.header(h)
 	case unix.S_IFCHR:
 		if st.Rdev == 0 {
-			d.deleted = append(d.deleted, at)
+			d.gone(at)
 		}
 	}
 }
@@ -199,7 +212,7 @@ func (d *differ) dir(parent int, name string, h *tar.Header, depth int) {
 	}
 	var value [1]byte
 	if n, err := unix.Fgetxattr(int(sub.Fd()), opaque, value[:]); err == nil && n == 1 && value[0] == 'y' {
-		d.deleted = append(d.deleted, h.Name)
+		d.gone(h.Name)
 	}
 	at := h.Name
 	h.Typeflag, h.Name = tar.TypeDir, at+"/"

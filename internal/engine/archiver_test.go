@@ -129,6 +129,26 @@ func TestDiffOfWhatChanges(t *testing.T) {
 	<-done
 }
 
+// A file may claim any size and shrink: filling it up ends with the checkpoint.
+func TestArchiverEndsWithItsTime(t *testing.T) {
+	t.Parallel()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	a := newArchiver(ended, io.Discard)
+	a.copy(&tar.Header{Name: "huge", Mode: 0o600, Size: 1 << 62, Format: tar.FormatPAX}, strings.NewReader(""))
+	if !errors.Is(a.err, context.Canceled) {
+		t.Errorf("error = %v", a.err)
+	}
+	d := &differ{archiver: a}
+	a.err = nil
+	for range 9 {
+		d.gone(strings.Repeat("x", 4<<20))
+	}
+	if d.err == nil || len(d.deleted) > 8 {
+		t.Errorf("%d long names are kept, %v", len(d.deleted), d.err)
+	}
+}
+
 // A file that shrinks is filled up: what comes behind it in the archive must be found.
 func TestArchiverOfAFileThatShrinks(t *testing.T) {
 	t.Parallel()

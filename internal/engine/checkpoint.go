@@ -216,7 +216,8 @@ func (c *checkpoint) archive(ctx context.Context, to string) error {
 	if err != nil {
 		return err
 	}
-	w := newArchiver(ctx, out)
+	sparse := &sparseWriter{f: out}
+	w := newArchiver(ctx, sparse)
 	w.data("config.dump", config)
 	w.file("spec.dump", filepath.Join(c.e.store.App(c.app.Pod, c.app.ID), "config.json"))
 	w.tree("checkpoint", filepath.Join(c.dir, isolator.CheckpointImages))
@@ -224,7 +225,7 @@ func (c *checkpoint) archive(ctx context.Context, to string) error {
 	w.data("deleted.files", list)
 	w.file("dump.log", filepath.Join(c.dir, isolator.CheckpointWork, "dump.log"))
 	w.file("stats-dump", filepath.Join(c.dir, isolator.CheckpointWork, "stats-dump"))
-	err = w.close()
+	err = errors.Join(w.close(), sparse.end())
 	if err == nil {
 		err = out.Sync()
 	}

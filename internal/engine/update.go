@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,8 +60,8 @@ func (e *Engine) updateLocked(ctx context.Context, id pod.ID, r pod.Resources) e
 	return errors.Join(err, e.reloadApp(s.Pod, id, s.Phase == pod.Running))
 }
 
-// UpdatePod tells a pod its new sizes; what is nil stays. Kubelet has changed the cgroup
-// by then where it is kubelet's.
+// UpdatePod tells a pod its new sizes; what is not told stays. Kubelet asks before it
+// changes a cgroup that is its own.
 func (e *Engine) UpdatePod(ctx context.Context, id pod.ID, r pod.PodResources) error {
 	lock, err := e.lockPod(ctx, id)
 	if err != nil {
@@ -80,17 +79,21 @@ func (e *Engine) updatePodLocked(ctx context.Context, id pod.ID, r pod.PodResour
 		return fmt.Errorf("update pod %s: it is not ready: %w", id, pod.ErrState)
 	}
 	want := p.PodResources
-	want.Resources = cmp.Or(r.Resources, want.Resources)
-	want.Overhead = cmp.Or(r.Overhead, want.Overhead)
+	want.Resources, want.Overhead = mergeInto(want.Resources, r.Resources), mergeInto(want.Overhead, r.Overhead)
 	iso, ok := e.iso[p.Isolator].(resizer)
 	if !ok {
 		return fmt.Errorf("update pod %s: isolator %s: %w", id, p.Isolator, pod.ErrUnsupported)
 	}
 	var props []unit.Property
 	if p.CgroupParent == "" && want.Resources != nil {
-		// The files are to a hundredth of a CPU what the properties are.
-		if props, _, err = iso.Resources(*want.Resources); err != nil {
+		var files []isolator.CgroupFile
+		if props, files, err = iso.Resources(*want.Resources); err != nil {
 			return fmt.Errorf("update pod %s: %w", id, err)
+		}
+		for _, f := range files {
+			if f.Name != "cpu.max" { // the property is as good, to a hundredth of a CPU
+				return fmt.Errorf("update pod %s: %s of a pod's slice: %w", id, f.Name, pod.ErrUnsupported)
+			}
 		}
 	}
 	err = e.run(ctx, e.podUpdate(p.Pod, want, props))
@@ -144,6 +147,18 @@ func (e *Engine) setLimits(ctx context.Context, s pod.AppStatus, l limits) error
 }
 
 // merge puts what is set in r over what is in force.
+// mergeInto is merge where either may be missing.
+func mergeInto(now, r *pod.Resources) *pod.Resources {
+	if r == nil {
+		return now
+	}
+	if now == nil {
+		now = &pod.Resources{}
+	}
+	all := merge(*now, *r)
+	return &all
+}
+
 func merge(now, r pod.Resources) pod.Resources {
 	for _, f := range []struct{ to, from *int64 }{
 		{&now.CPUPeriod, &r.CPUPeriod},

@@ -64,6 +64,7 @@ func TestUpdatePod(t *testing.T) {
 	w.load()
 	for _, r := range []pod.PodResources{
 		{Overhead: &pod.Resources{Memory: 1 << 20}},
+		{Resources: &pod.Resources{Memory: 64 << 20}},
 		{Resources: &pod.Resources{CPUShares: 2048}},
 	} {
 		if err := w.UpdatePod(t.Context(), p.ID, r); err != nil {
@@ -75,12 +76,16 @@ func TestUpdatePod(t *testing.T) {
 			w.load()
 		}
 		s, err := w.Pod(p.ID)
-		if err != nil || !s.Ready || s.Overhead.Memory != 1<<20 || s.Resources.CPUShares != 2048 {
+		if err != nil || !s.Ready || s.Overhead.Memory != 1<<20 || s.Resources.CPUShares != 2048 || s.Resources.Memory != 64<<20 {
 			t.Errorf("%+v, %v", s.Pod, err)
 		}
 	}
 	if u, _ := w.manager.Unit(p.Slice); u.Get("CPUWeight") == nil {
 		t.Error("a slice that no kubelet sizes did not get its new limits")
+	}
+	huge := pod.PodResources{Resources: &pod.Resources{Hugepages: []pod.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}}}}
+	if err := w.UpdatePod(t.Context(), p.ID, huge); !errors.Is(err, pod.ErrUnsupported) {
+		t.Errorf("huge pages of a slice: %v", err)
 	}
 	w.stop(unit.Pod(string(p.ID)))
 	w.load()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // InterfaceUsage counts what has passed through an interface since it was made.
@@ -77,7 +78,10 @@ func parseNetDev(text string) ([]InterfaceUsage, error) {
 			return nil, fmt.Errorf("interface %s: %w", name, err)
 		}
 		// A name is any bytes to the kernel, and text to all who are told of it.
-		all = append(all, InterfaceUsage{Name: strings.ToValidUTF8(name, "?"), Received: received, Sent: sent})
+		if !utf8.ValidString(name) {
+			name = strconv.QuoteToASCII(name)
+		}
+		all = append(all, InterfaceUsage{Name: name, Received: received, Sent: sent})
 		if len(all) == maxInterfaces {
 			break
 		}

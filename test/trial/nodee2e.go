@@ -202,7 +202,7 @@ func (t *trial) runBatch(ctx context.Context, v vm, how nodeE2E, specs []string)
 	}
 	defer log.Close()
 	var results []specResult
-	return results, t.say.step(fmt.Sprintf("run %d specs (see %s)", len(specs), log.Name()), func() error {
+	err = t.say.step(fmt.Sprintf("run %d specs (see %s)", len(specs), log.Name()), func() error {
 		runErr := v.stream(ctx, how.command(how.procs, focusOn(specs), "", "-v"), nil, log, log)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -223,6 +223,7 @@ func (t *trial) runBatch(ctx context.Context, v vm, how nodeE2E, specs []string)
 		}
 		return nil
 	})
+	return results, err
 }
 
 // focusOn chooses specs by their whole names. Ginkgo puts the suite's in front.

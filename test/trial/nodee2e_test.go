@@ -104,3 +104,19 @@ func TestConformancePage(t *testing.T) {
 		}
 	}
 }
+
+// TestConformancePageIsOfTheResults: nobody edits the page by hand.
+func TestConformancePageIsOfTheResults(t *testing.T) {
+	t.Parallel()
+	all, err := readResults(filepath.Join("../..", conformanceResults))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(filepath.Join("../..", conformancePage))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(page) != all.page() {
+		t.Errorf("%s is not what %s says; make test-node-e2e RECORD=1 writes both", conformancePage, conformanceResults)
+	}
+}
