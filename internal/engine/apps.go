@@ -242,8 +242,7 @@ func (e *Engine) StopApp(ctx context.Context, id pod.ID, grace time.Duration) er
 	return e.killApp(ctx, s)
 }
 
-// killTime bounds the wait for processes that were killed. One in the kernel's
-// hands (a dead NFS server, say) does not die in any time.
+// killTime bounds the wait for processes that were killed.
 const killTime = 10 * time.Second
 
 // liftAgain is how often a killed app's CPU limit is lifted: PID 1 writes it again
@@ -264,6 +263,11 @@ func (e *Engine) awaitDeath(ctx context.Context, s pod.AppStatus) error {
 	for began := time.Now(); time.Since(began) < killTime; e.liftCPU(s) {
 		if done, err := e.waitFor(ctx, s.ID, liftAgain); err != nil || done {
 			return err
+		}
+	}
+	if dir, err := e.appCgroup(s.App); err == nil {
+		if list, err := e.hangingIn(dir); err == nil && len(list) > 0 {
+			return e.giveUp(ctx, s, list)
 		}
 	}
 	return fmt.Errorf("kill app %s: its processes do not die (see systemctl status %s): %w",
@@ -353,7 +357,7 @@ type forgetter interface {
 func (e *Engine) appRemoval(p *pod.Pod, a *pod.App) operation {
 	return operation{"remove app", []step{
 		{name: "unit", do: func(ctx context.Context) error {
-			return e.stopAppUnits(ctx, a.ID)
+			return e.stopAppUnits(ctx, a)
 		}},
 		{name: "runtime", do: func(ctx context.Context) error {
 			if iso, ok := e.iso[p.Isolator].(forgetter); ok {

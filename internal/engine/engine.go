@@ -62,6 +62,8 @@ type Config struct {
 	Handlers map[string]string
 	// Sys is where the kernel tells of the machine; "" is /sys.
 	Sys string
+	// Proc is where it tells of processes; "" is /proc.
+	Proc string
 	// CDIDirs are where the Container Device Interface's specifications are.
 	CDIDirs []string
 	// AppArmorDefault is the profile of apps that ask for the default one; "" and
@@ -102,6 +104,9 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	}
 	if cfg.Sys == "" {
 		cfg.Sys = "/sys"
+	}
+	if cfg.Proc == "" {
+		cfg.Proc = "/proc"
 	}
 	if cfg.Cgroups == "" {
 		cfg.Cgroups = "/sys/fs/cgroup"

@@ -222,9 +222,16 @@ func (g *gc) orphanUnits(ctx context.Context) error {
 			continue
 		}
 		item := GCItem{Kind: "unit", Name: u.Name, Why: "its pod or app is not on disk"}
-		errs = append(errs, g.take(item, func() error { return g.e.cfg.Systemd.Stop(ctx, u.Name) }))
+		errs = append(errs, g.take(item, func() error { return g.stop(ctx, u.Name) }))
 	}
 	return errors.Join(errs...)
+}
+
+// stop does not wait for what cannot die: systemd goes on by itself.
+func (g *gc) stop(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, killTime)
+	defer cancel()
+	return g.e.cfg.Systemd.Stop(ctx, name)
 }
 
 func (g *gc) orphan(u systemd.State) bool {

@@ -413,20 +413,22 @@ func (e *Engine) briefState(ctx context.Context, name string) (systemd.State, er
 }
 
 // stopUnit stops a unit that systemd has. To be told to stop one that it has not
-// makes systemd look for a file of that name, and tell all who watch it of that.
-func (e *Engine) stopUnit(ctx context.Context, name string) error {
+// makes systemd look for a file of that name, and tell all who watch it of that. hangs
+// tells whether there is nothing to wait for.
+func (e *Engine) stopUnit(ctx context.Context, name string, hangs func() bool) error {
 	s, err := e.briefState(ctx, name)
 	if err != nil || !s.Loaded() {
 		return err
 	}
-	return e.cfg.Systemd.Stop(ctx, name)
+	return e.stopUnless(ctx, name, hangs)
 }
 
 // stopAppUnits ends an app's unit and then what its failure started: that records
 // the end, takes a moment longer, and would look for an app that is no more.
-func (e *Engine) stopAppUnits(ctx context.Context, id pod.ID) error {
-	for _, name := range []string{unit.App(string(id)), unit.Exit(string(id))} {
-		if err := e.stopUnit(ctx, name); err != nil {
+func (e *Engine) stopAppUnits(ctx context.Context, a *pod.App) error {
+	hangs := func() bool { return e.onlyHangs(a) }
+	for _, name := range []string{unit.App(string(a.ID)), unit.Exit(string(a.ID))} {
+		if err := e.stopUnit(ctx, name, hangs); err != nil {
 			return err
 		}
 	}

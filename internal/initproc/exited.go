@@ -39,13 +39,19 @@ func exitedOutside(app string) error {
 		return err
 	}
 	dirs, err := filepath.Glob(filepath.Join(StateRoot, "pods", "*", "apps", app))
-	if err != nil || len(dirs) != 1 {
+	if err != nil || len(dirs) > 1 {
 		return errors.Join(err, fmt.Errorf("app %s is in %d pods", app, len(dirs)))
+	}
+	if len(dirs) == 0 {
+		return nil
 	}
 	return finish(dirs[0], "MONITOR_", 0)
 }
 
 func finish(dir, env string, kills int) error {
+	if !disk.Exists(dir) {
+		return nil // the app was removed before all of its processes had died
+	}
 	s, planErr := readStart(dir)
 	if err := recordExit(dir, env, kills); err != nil {
 		return err

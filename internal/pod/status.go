@@ -40,6 +40,7 @@ const (
 	ReasonStartError = "StartError"
 	ReasonCannotRun  = "ContainerCannotRun"
 	ReasonUnknown    = "Unknown"
+	ReasonUnkillable = "Unkillable" // killed, but the kernel does not let go of it
 )
 
 // Exit is the record of how an app ended. gantry-init writes it while systemd
