@@ -104,10 +104,12 @@ func volumeOptions(m *pod.Mount, list string) error {
 			m.Options = append(m.Options, o)
 		case "rprivate", "rslave", "rshared":
 			m.Propagation = pod.Propagation(o)
-		case "z", "Z":
-			return fmt.Errorf("option %q is not supported: give the files a label with chcon(1)", o)
+		case "Z":
+			m.Relabel, m.RelabelShared = true, false
+		case "z":
+			m.Relabel, m.RelabelShared = false, true
 		default:
-			return fmt.Errorf("option %q: want ro, rro, rw, noexec, nodev, nosuid, rprivate, rslave or rshared", o)
+			return fmt.Errorf("option %q: want ro, rro, rw, noexec, nodev, nosuid, rprivate, rslave, rshared, z or Z", o)
 		}
 	}
 	return nil

@@ -45,7 +45,7 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 	if err != nil {
 		return "", err
 	}
-	p.ID, p.Created, p.Isolator = pod.NewID(), time.Now(), iso.Name()
+	p.ID, p.Created, p.Isolator = e.newPodID(), time.Now(), iso.Name()
 	if p.Slice, err = sliceOf(&p); err != nil {
 		return "", err
 	}
@@ -71,6 +71,21 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 	}
 	err = errors.Join(err, e.reloadPod(p.ID, whole))
 	return p.ID, errors.Join(err, m.lock.Unlock())
+}
+
+// newPodID makes an ID with an SELinux level of its own.
+func (e *Engine) newPodID() pod.ID {
+	e.view.mu.RLock()
+	defer e.view.mu.RUnlock()
+	taken := make(map[string]bool, len(e.view.entries))
+	for id := range e.view.entries {
+		taken[pod.Level(id)] = true
+	}
+	for {
+		if id := pod.NewID(); !taken[pod.Level(id)] {
+			return id
+		}
+	}
 }
 
 func sliceOf(p *pod.Pod) (string, error) {

@@ -203,7 +203,7 @@ func (e *Engine) resolveMounts(mounts []pod.Mount) ([]pod.Mount, error) {
 }
 
 func (e *Engine) resolveImageVolume(m *pod.Mount) error {
-	img, err := e.cfg.Images.Image(m.Image.ID)
+	img, err := e.cfg.Images.Image(firstOf(m.Image.ID, m.Image.Name))
 	if err != nil {
 		return err
 	}

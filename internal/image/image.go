@@ -26,6 +26,8 @@ type Config struct {
 	// containers-policy.json(5); "" is their defaults.
 	RegistriesConf, RegistriesConfDir, PolicyFile, AuthFile string
 
+	// Label is the SELinux label of all files in mounted trees; "" gives none.
+	Label string
 	// MaxLayerBytes bounds a layer's uncompressed size; 0 is 128 GiB.
 	MaxLayerBytes int64
 	// Parallel is how many layers one pull handles at a time; 0 is 4.

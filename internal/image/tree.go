@@ -30,6 +30,9 @@ func (s *Store) Tree(img *Image) Tree {
 	hex := hexOf(img.ID)
 	path := filepath.Join(s.cfg.Run, runImages, hex)
 	what, options := s.source(img)
+	if s.cfg.Label != "" {
+		options += `,context="` + s.cfg.Label + `"`
+	}
 	name := img.ID
 	if len(img.Tags) > 0 {
 		name = img.Tags[0]

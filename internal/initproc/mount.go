@@ -61,6 +61,9 @@ func mountOverlay(r Rootfs, lower []string) error {
 	} else {
 		flags = unix.MS_RDONLY
 	}
+	if r.Label != "" { // in quotes: its level may have a comma
+		options += `,context="` + r.Label + `"`
+	}
 	if err := unix.Mount("gantry", r.Target, "overlay", flags, options); err != nil {
 		return fmt.Errorf("overlay on %s: %w", r.Target, err)
 	}

@@ -110,6 +110,9 @@ func prepare(s Start) error {
 			return fmt.Errorf("leave the host's mount namespace: %w", err)
 		}
 	}
+	if err := relabel(s.Relabel); err != nil {
+		return err
+	}
 	if err := mountTrees(s.Trees); err != nil {
 		return fmt.Errorf("mount image volumes: %w", err)
 	}

@@ -23,6 +23,8 @@ type Start struct {
 	Stdio Stdio  `json:"stdio"`
 	// Cgroup files are written, exactly, before the app exists.
 	Cgroup []CgroupFile `json:"cgroup,omitempty"`
+	// Relabel is what gets an SELinux label, none where SELinux is off.
+	Relabel []Relabel `json:"relabel,omitempty"`
 	// PodSlice is the cgroup directory that must exist already: systemd would
 	// make it again, without its limits.
 	PodSlice string `json:"podSlice,omitempty"`
@@ -39,10 +41,20 @@ type Rootfs struct {
 	UserNS string `json:"userNS,omitempty"`
 	UID    int    `json:"uid,omitempty"`
 	GID    int    `json:"gid,omitempty"`
+	// Label is the SELinux label of all files in it, "" for none.
+	Label string `json:"label,omitempty"`
 	// Shared tells that we run in the host's mount namespace, for an app with
 	// bidirectional volumes: the rootfs is mounted in a copy of it that keeps its
 	// peer groups.
 	Shared bool `json:"shared,omitempty"`
+}
+
+// Relabel gives files, and directories with all below them, an SELinux label.
+type Relabel struct {
+	Label string   `json:"label"`
+	Paths []string `json:"paths"`
+
+	set func(path string, link bool) error
 }
 
 // Tree is a directory, or what is at Sub in it, cloned and mapped onto Target. Sub

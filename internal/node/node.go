@@ -74,9 +74,10 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	labels := selinuxOn(o.Log)
 	iso, err := oci.New(oci.Config{
 		Runtime: o.Runtime, RuntimeTimeout: o.RuntimeTimeout, Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile,
-		SELinux: selinuxOn(),
+		SELinux: labels, KnownLabel: knownContext,
 	})
 	if err != nil {
 		return nil, err
@@ -89,6 +90,9 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	var e *engine.Engine
 	o.Images.Root, o.Images.Run, o.Images.Log = o.Root, o.Run, o.Log
 	o.Images.InUse = func(id string) bool { return e == nil || e.ImageInUse(id) }
+	if labels {
+		o.Images.Label = "system_u:object_r:container_ro_file_t:s0"
+	}
 	images, err := image.Open(ctx, o.Images)
 	if err != nil {
 		return nil, err
@@ -121,12 +125,6 @@ func appArmorDefault(configured string) string {
 		return configured
 	}
 	return defaultProfile
-}
-
-// selinuxOn tells whether processes have labels that a policy knows.
-func selinuxOn() bool {
-	_, err := os.Stat("/sys/fs/selinux/enforce")
-	return err == nil
 }
 
 func openNetwork(o Options) (*network.Network, error) {

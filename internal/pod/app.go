@@ -84,9 +84,10 @@ type Mount struct {
 	ImageSubPath      string      `json:"imageSubPath,omitempty"`
 	ReadOnly          bool        `json:"readOnly,omitempty"`
 	RecursiveReadOnly bool        `json:"recursiveReadOnly,omitempty"`
-	Propagation       Propagation `json:"propagation,omitempty"` // "" is private
-	Relabel           bool        `json:"relabel,omitempty"`
-	UIDs              []IDMap     `json:"uids,omitempty"` // idmapped mount
+	Propagation       Propagation `json:"propagation,omitempty"`   // "" is private
+	Relabel           bool        `json:"relabel,omitempty"`       // with the app's SELinux label
+	RelabelShared     bool        `json:"relabelShared,omitempty"` // or with one that all apps may use
+	UIDs              []IDMap     `json:"uids,omitempty"`          // idmapped mount
 	GIDs              []IDMap     `json:"gids,omitempty"`
 	Options           []string    `json:"options,omitempty"` // noexec, nodev, nosuid
 	// HostPath is the source as the caller wrote it, for status.

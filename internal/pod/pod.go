@@ -10,7 +10,9 @@ package pod
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base32"
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"time"
@@ -27,6 +29,20 @@ func NewID() ID {
 	var b [idBytes]byte
 	rand.Read(b[:]) // never fails: it crashes the program instead
 	return ID(strings.ToLower(base32.StdEncoding.EncodeToString(b[:])))
+}
+
+// categories is how many an SELinux policy of levels has.
+const categories = 1024
+
+// Level is the SELinux level of a pod: two categories that hardly another pod has.
+func Level(id ID) string {
+	sum := sha256.Sum256([]byte(id))
+	n := binary.BigEndian.Uint32(sum[:])
+	a, b := n%categories, n/categories%(categories-1)
+	if b >= a { // any but a
+		b++
+	}
+	return fmt.Sprintf("s0:c%d,c%d", min(a, b), max(a, b))
 }
 
 // ParseID checks that s is a whole ID.

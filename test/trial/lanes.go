@@ -21,9 +21,9 @@ func lanesOf(serial, long bool) (lanes [][]string, free, last []string) {
 	case serial:
 		return [][]string{suites()}, nil, nil
 	case long:
-		return [][]string{{"node"}, {"e2e"}}, []string{exitsSuite, killsSuite}, []string{powerSuite}
+		return [][]string{{"node"}, {"e2e"}}, []string{exitsSuite, killsSuite, selinuxSuite}, []string{powerSuite}
 	}
-	return [][]string{{"node", powerSuite}, {"e2e"}}, []string{exitsSuite, killsSuite}, nil
+	return [][]string{{"node", powerSuite}, {"e2e"}}, []string{exitsSuite, killsSuite, selinuxSuite}, nil
 }
 
 // longLimit ends a suite that does all of what takes many minutes.

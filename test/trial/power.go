@@ -19,6 +19,7 @@ func runUp(ctx context.Context, t *trial, args []string) error {
 	flags := t.flags("up")
 	fresh := flags.Bool("fresh", false, "power a running VM off first, so that it starts from a clean disk")
 	keep := flags.Bool("keep-disk", false, "boot from the disk of the last time")
+	flags.BoolVar(&t.selinux, "selinux", false, "boot it with SELinux, permissive, in AppArmor's place")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -39,6 +40,10 @@ func (t *trial) up(ctx context.Context, fresh, keep bool) error {
 		return err
 	}
 	defer unlock()
+	if v.pid() != 0 && v.read("lsm") != lsm(t.selinux) {
+		t.say.line("VM %s runs with %s, and %s is wanted", v.name, v.read("lsm"), lsm(t.selinux))
+		fresh = true
+	}
 	if v.pid() != 0 && !fresh {
 		t.say.line("VM %s runs already, %s", v.name, v.read("accel"))
 		if v.read("image") != image.id() {
@@ -58,18 +63,26 @@ func (t *trial) up(ctx context.Context, fresh, keep bool) error {
 	}
 	t.say.line("acceleration: %s, %s", how.name, how.why)
 	return t.say.step("boot VM "+v.name, func() error {
-		if err := v.power(ctx, image, how, keep); err != nil {
+		if err := v.power(ctx, image, how, keep, lsm(t.selinux)); err != nil {
 			return err
 		}
 		return v.wait(ctx, "", bootLimit)
 	})
 }
 
+// lsm names what confines programs in a VM.
+func lsm(selinux bool) string {
+	if selinux {
+		return "selinux"
+	}
+	return "apparmor"
+}
+
 // upFor boots the VM for one command unless it runs. end is for the command's end: it
 // stops the VM that this one booted, unless it is to be kept.
 func (t *trial) upFor(ctx context.Context, keep bool) (booted bool, end func(), err error) {
 	v := t.vm()
-	booted = v.pid() == 0
+	booted = v.pid() == 0 || v.read("lsm") != lsm(t.selinux)
 	if err := t.up(ctx, false, false); err != nil {
 		return booted, nil, err
 	}

@@ -17,27 +17,35 @@ import (
 // suites are the packages whose tests run in the VM: the installed product seen
 // from outside, and Gantry's packages on a real machine. Last come those tests of
 // the first that take the machine down.
-func suites() []string { return []string{"node", "e2e", powerSuite, exitsSuite, killsSuite} }
+func suites() []string {
+	return []string{"node", "e2e", powerSuite, exitsSuite, killsSuite, selinuxSuite}
+}
 
-// These suites are no packages of their own: each is a test of package e2e that takes
-// many minutes, and is apart so that it can run beside the others, in another VM.
-const exitsSuite, killsSuite = "exits", "kills"
+// These suites are no packages of their own. Each of the first is a test of package e2e
+// that takes many minutes, and is apart so that it can run beside the others, in another
+// VM; the last is for a VM that is booted with SELinux in AppArmor's place.
+const exitsSuite, killsSuite, selinuxSuite = "exits", "kills", "selinux"
 
-// longTest is the pattern of the one test of such a suite, "" of another.
-func longTest(suite string) string {
+// apartTest is the pattern of the tests of such a suite, "" of another.
+func apartTest(suite string) string {
 	switch suite {
 	case exitsSuite:
 		return "^TestExitsWhilePID1IsBusy$"
 	case killsSuite:
 		return "^TestKillsWhilePID1IsBusy$"
+	case selinuxSuite:
+		return "^TestSELinux"
 	}
 	return ""
 }
 
 // packageOf tells the package that has a suite's tests.
 func packageOf(suite string) string {
-	if longTest(suite) != "" {
+	switch suite {
+	case exitsSuite, killsSuite:
 		return "e2e"
+	case selinuxSuite:
+		return "node"
 	}
 	return suite
 }
@@ -81,9 +89,10 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 			return fmt.Errorf("suite %q is unknown: use %s", *only, strings.Join(chosen, " or "))
 		}
 		chosen = []string{*only}
-	} else if how.pattern != "" { // the name of a long test is e2e's, too
-		chosen = slices.DeleteFunc(chosen, func(s string) bool { return longTest(s) != "" })
+	} else if how.pattern != "" { // its tests are those of a package, too
+		chosen = slices.DeleteFunc(chosen, func(s string) bool { return apartTest(s) != "" })
 	}
+	t.selinux = len(chosen) == 1 && chosen[0] == selinuxSuite
 	v := t.vm()
 	if v.pid() == 0 && *noInstall {
 		return fmt.Errorf("test VM %s: it does not run, so nothing is installed in it; leave out --no-install", v.name)
@@ -211,10 +220,10 @@ func (t *trial) runSuite(ctx context.Context, v vm, suite string, how suiteRun) 
 // wholeSuite are the options that choose all of a suite but what is left out.
 func wholeSuite(list []unproved, suite string) string {
 	skip := append(unprovedNames(list, suite), halves)
-	if only := longTest(suite); only != "" {
+	if only := apartTest(suite); only != "" {
 		return " -test.run=" + quote(only) + " -test.skip=" + quote(strings.Join(skip, "|"))
 	}
-	skip = append(skip, longTest(exitsSuite), longTest(killsSuite))
+	skip = append(skip, apartTest(exitsSuite), apartTest(killsSuite), apartTest(selinuxSuite))
 	return " -test.skip=" + quote(strings.Join(skip, "|"))
 }
 

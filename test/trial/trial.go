@@ -33,7 +33,7 @@ func commands() []command {
 	return []command{
 		{"deps", "", "install the host's packages (apt-get, only what is missing)", runDeps},
 		{"image", "[--rebuild]", "build the VM's disk image, or find it in the cache", runImage},
-		{"up", "[--fresh|--keep-disk]", "boot the VM from a clean disk unless it runs", runUp},
+		{"up", "[--fresh|--keep-disk] [--selinux]", "boot the VM from a clean disk unless it runs", runUp},
 		{"ssh", "[command...]", "run a command in the VM, or open a shell", runSSH},
 		{"push", "SRC DST", "copy a file or a directory into the VM", runPush},
 		{"pull", "SRC DST", "copy a file or a directory out of the VM", runPull},
@@ -59,6 +59,8 @@ type trial struct {
 	cache cache
 	name  string
 	say   printer
+	// selinux boots the VM with SELinux in AppArmor's place.
+	selinux bool
 }
 
 func main() {

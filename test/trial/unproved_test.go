@@ -8,14 +8,14 @@ func TestUnproved(t *testing.T) {
 	if err != nil || len(list) != 3 || list[2].why != "why not" {
 		t.Fatalf("%+v, %v", list, err)
 	}
-	apart := halves + "|" + longTest(exitsSuite) + "|" + longTest(killsSuite)
+	apart := halves + "|" + apartTest(exitsSuite) + "|" + apartTest(killsSuite) + "|" + apartTest(selinuxSuite)
 	if got, want := wholeSuite(list, "e2e"), " -test.skip="+quote("^TestA$|^TestC$|"+apart); got != want {
 		t.Errorf("options %q, want %q", got, want)
 	}
 	if got := wholeSuite(list, "other"); got != " -test.skip="+quote(apart) {
 		t.Errorf("options %q of a suite with none", got)
 	}
-	if got := wholeSuite(list, exitsSuite); got != " -test.run="+quote(longTest(exitsSuite))+" -test.skip="+quote(halves) {
+	if got := wholeSuite(list, exitsSuite); got != " -test.run="+quote(apartTest(exitsSuite))+" -test.skip="+quote(halves) {
 		t.Errorf("options %q of the long tests", got)
 	}
 	for _, bad := range []string{"e2e TestA", "e2e", "e2e noTest why"} {

@@ -61,7 +61,7 @@ func (v vm) pid() int {
 
 // power starts the VM's qemu. The disk is a layer above the image, new unless
 // keep.
-func (v vm) power(ctx context.Context, image diskImage, how accel, keep bool) error {
+func (v vm) power(ctx context.Context, image diskImage, how accel, keep bool, lsm string) error {
 	if err := os.MkdirAll(v.dir, 0o700); err != nil {
 		return fmt.Errorf("make the VM's directory: %w", err)
 	}
@@ -78,13 +78,13 @@ func (v vm) power(ctx context.Context, image diskImage, how accel, keep bool) er
 	if err != nil {
 		return err
 	}
-	args := append(how.args(), v.args(image, port, key)...)
+	args := append(how.args(), v.args(image, port, key, lsm)...)
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := runQuiet(cmd); err != nil {
 		return err
 	}
-	for file, text := range map[string]string{"port": strconv.Itoa(port), "accel": how.name + " (" + how.why + ")", "image": image.id(), "size": sizeOfVM()} {
+	for file, text := range map[string]string{"port": strconv.Itoa(port), "accel": how.name + " (" + how.why + ")", "image": image.id(), "size": sizeOfVM(), "lsm": lsm} {
 		if err := os.WriteFile(v.path(file), []byte(text+"\n"), 0o600); err != nil {
 			return fmt.Errorf("write down the VM's %s: %w", file, err)
 		}
@@ -98,13 +98,14 @@ func memory() string { return envOr("GANTRY_VM_MEM", "4096") }
 // sizeOfVM is what a VM that is booted now gets.
 func sizeOfVM() string { return fmt.Sprintf("%d CPUs, %s", processors(), memory()) }
 
-func (v vm) args(image diskImage, port int, publicKey string) []string {
+func (v vm) args(image diskImage, port int, publicKey, lsm string) []string {
 	// The guest learns whom to let in from a systemd credential, so that the
 	// image itself holds no key of anybody.
 	credential := base64.StdEncoding.EncodeToString([]byte(publicKey + "\n"))
 	append := strings.Join([]string{
 		"root=/dev/vda rw console=ttyS0 loglevel=4 net.ifnames=0 mitigations=off tsc=reliable panic=10 oops=panic",
 		"random.trust_cpu=on systemd.show_status=false systemd.ssh_auto=no systemd.default_device_timeout_sec=300",
+		"security=" + lsm, "selinux=1 enforcing=0", // the second is for the one that is chosen
 		"systemd.set_credential_binary=ssh.authorized_keys.root:" + credential,
 	}, " ")
 	return []string{

@@ -71,10 +71,11 @@ func (o *OCI) start(in isolator.App, files []isolator.CgroupFile) initproc.Start
 		Rootfs: initproc.Rootfs{
 			Lower: []string{in.Rootfs.Path},
 			Upper: path.Join(in.Dir.App, upperDir), Work: path.Join(in.Dir.App, workDir),
-			Target: RootfsTarget, Shared: hasShared(in.App),
+			Target: RootfsTarget, Shared: hasShared(in.App), Label: o.fileLabel(in),
 		},
-		Trees: subTrees(in),
-		Stdio: initproc.Stdio{Socket: o.cfg.StdioSocket, TTY: in.App.TTY},
+		Relabel: o.relabel(in),
+		Trees:   subTrees(in),
+		Stdio:   initproc.Stdio{Socket: o.cfg.StdioSocket, TTY: in.App.TTY},
 	}
 	if u := in.Pod.Namespaces.User; u != nil {
 		s.Rootfs.UserNS = path.Join(in.Dir.Run, userPin)
@@ -133,6 +134,9 @@ func (o *OCI) checkApp(in isolator.App) error {
 		return invalid("security.privileged: the pod is not privileged")
 	}
 	if err := checkSecurity(in); err != nil {
+		return err
+	}
+	if err := o.checkLabels(in); err != nil {
 		return err
 	}
 	return checkProcess(in)

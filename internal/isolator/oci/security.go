@@ -65,68 +65,6 @@ func (o *OCI) apparmor(s pod.Security) (string, error) {
 	}
 }
 
-// selinux is the label that holds for the app: its own, else the pod's.
-func (o *OCI) selinux(in isolator.App) *pod.SELinux {
-	if !o.cfg.SELinux {
-		return nil
-	}
-	if l := in.App.Security.SELinux; l != nil {
-		return l
-	}
-	return in.Pod.Security.SELinux
-}
-
-// The parts of a label that were not given are those of the targeted policy.
-func (o *OCI) processLabel(in isolator.App) string {
-	l := o.selinux(in)
-	if l == nil {
-		return ""
-	}
-	kind := "container_t"
-	if in.App.Security.Privileged {
-		kind = "spc_t"
-	}
-	return label(or(l.User, "system_u"), or(l.Role, "system_r"), or(l.Type, kind), or(l.Level, "s0"))
-}
-
-func (o *OCI) mountLabel(in isolator.App) string {
-	l := o.selinux(in)
-	if l == nil || in.App.Security.Privileged {
-		return ""
-	}
-	return label(or(l.User, "system_u"), "object_r", "container_file_t", or(l.Level, "s0"))
-}
-
-func label(parts ...string) string { return strings.Join(parts, ":") }
-
-func or(s, fallback string) string {
-	if s == "" {
-		return fallback
-	}
-	return s
-}
-
-// checkSELinux keeps a part of a label from being read as several, or as another
-// mount option.
-func checkSELinux(l *pod.SELinux) error {
-	if l == nil {
-		return nil
-	}
-	for _, part := range []string{l.User, l.Role, l.Type} {
-		if strings.ContainsFunc(part, func(c rune) bool { return !isWord(c) }) {
-			return invalid("security.selinux: %q", part)
-		}
-	}
-	if strings.ContainsFunc(l.Level, func(c rune) bool { return !isWord(c) && !strings.ContainsRune(":,-", c) }) {
-		return invalid("security.selinux: level %q", l.Level)
-	}
-	return nil
-}
-
-func isWord(c rune) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.'
-}
-
 func checkSecurity(in isolator.App) error {
 	for _, l := range []*pod.SELinux{in.App.Security.SELinux, in.Pod.Security.SELinux} {
 		if err := checkSELinux(l); err != nil {

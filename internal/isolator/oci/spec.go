@@ -54,7 +54,7 @@ func (o *OCI) spec(in isolator.App) (*specs.Spec, error) {
 			Namespaces: namespaces, Devices: devices, Seccomp: seccomp,
 			RootfsPropagation: propagation(in.App),
 			MaskedPaths:       masked, ReadonlyPaths: readonly,
-			MountLabel: o.mountLabel(in),
+			MountLabel: o.fileLabel(in),
 		},
 	}
 	if u := in.Pod.Namespaces.User; u != nil {

@@ -1,0 +1,142 @@
+package oci
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"gantry/internal/initproc"
+	"gantry/internal/isolator"
+	"gantry/internal/pod"
+)
+
+// The types of the policies of all distributions that have any for containers.
+const (
+	processType    = "container_t"
+	fileType       = "container_file_t"
+	privilegedType = "spc_t"
+)
+
+// selinux is what the user said of an app's label: its own, else the pod's. The level
+// is what apps of a pod have in common, unless one has another.
+func selinux(in isolator.App) (l pod.SELinux) {
+	whole := in.Pod.Security.SELinux
+	if whole != nil {
+		l = *whole
+	}
+	if own := in.App.Security.SELinux; own != nil {
+		l = *own
+		if whole != nil {
+			l.Level = or(l.Level, whole.Level)
+		}
+	}
+	l.Level = or(l.Level, pod.Level(in.Pod.ID))
+	return l
+}
+
+// processLabel is the label of an app's processes. What was not said of it keeps pods
+// apart: the level is the pod's own. A privileged app may do as it likes.
+func (o *OCI) processLabel(in isolator.App) string {
+	if !o.cfg.SELinux {
+		return ""
+	}
+	l := selinux(in)
+	kind := processType
+	if in.App.Security.Privileged {
+		kind = privilegedType
+	}
+	return label(or(l.User, "system_u"), or(l.Role, "system_r"), or(l.Type, kind), l.Level)
+}
+
+// fileLabel is the label of the files that are an app's, "" if they keep theirs.
+func (o *OCI) fileLabel(in isolator.App) string {
+	if !o.cfg.SELinux || in.App.Security.Privileged {
+		return ""
+	}
+	l := selinux(in)
+	return label(or(l.User, "system_u"), "object_r", fileType, l.Level)
+}
+
+func label(parts ...string) string { return strings.Join(parts, ":") }
+
+// relabel lists what gets a label before the app is there: the pod's own files, and the
+// volumes of which that was asked.
+func (o *OCI) relabel(in isolator.App) []initproc.Relabel {
+	own := initproc.Relabel{Label: o.fileLabel(in)}
+	if own.Label == "" {
+		return nil
+	}
+	shared := initproc.Relabel{Label: label("system_u", "object_r", fileType, "s0")}
+	for _, m := range podMounts(in) {
+		if m.Source != "/dev/shm" { // the host's
+			own.Paths = append(own.Paths, m.Source)
+		}
+	}
+	for _, m := range in.App.Mounts {
+		switch {
+		case m.Image != nil:
+		case m.Relabel:
+			own.Paths = append(own.Paths, m.Source)
+		case m.RelabelShared:
+			shared.Paths = append(shared.Paths, m.Source)
+		}
+	}
+	return slices.DeleteFunc([]initproc.Relabel{own, shared}, func(r initproc.Relabel) bool { return len(r.Paths) == 0 })
+}
+
+// theHosts are directories that the host itself lives in: whoever gives them, or one
+// above, to an app must not make it theirs.
+var theHosts = []string{
+	"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/proc", "/root",
+	"/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/log", "/var/run", "/var/tmp",
+}
+
+// checkLabels finds what cannot work with SELinux.
+func (o *OCI) checkLabels(in isolator.App) error {
+	process, files := o.processLabel(in), o.fileLabel(in)
+	for _, l := range []string{process, files} {
+		if l == "" || o.cfg.KnownLabel == nil {
+			continue
+		}
+		if err := o.cfg.KnownLabel(l); err != nil {
+			return invalid("security.selinux: the policy has no label %q", l)
+		}
+	}
+	if files == "" {
+		return nil
+	}
+	for _, m := range in.App.Mounts {
+		if (m.Relabel || m.RelabelShared) && m.Image == nil && slices.Contains(theHosts, path.Clean(m.Source)) {
+			return invalid("mount %s: %s is the host's, and not given an app's SELinux label", m.Path, m.Source)
+		}
+	}
+	return nil
+}
+
+func or(s, fallback string) string {
+	if s == "" {
+		return fallback
+	}
+	return s
+}
+
+// checkSELinux keeps a part of a label from being read as several, or as another
+// mount option.
+func checkSELinux(l *pod.SELinux) error {
+	if l == nil {
+		return nil
+	}
+	for _, part := range []string{l.User, l.Role, l.Type} {
+		if strings.ContainsFunc(part, func(c rune) bool { return !isWord(c) }) {
+			return invalid("security.selinux: %q", part)
+		}
+	}
+	if strings.ContainsFunc(l.Level, func(c rune) bool { return !isWord(c) && !strings.ContainsRune(":,-", c) }) {
+		return invalid("security.selinux: level %q", l.Level)
+	}
+	return nil
+}
+
+func isWord(c rune) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.'
+}
