@@ -57,6 +57,10 @@ func TestStreamedLists(t *testing.T) {
 	drain(t, containers, err, func(m *runtimeapi.StreamContainersResponse) { got = appendAll(got, m.Containers) })
 	stats, err := b.StreamContainerStats(ctx, &runtimeapi.StreamContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"of": "b"}}})
 	drain(t, stats, err, func(m *runtimeapi.StreamContainerStatsResponse) { got = appendAll(got, m.ContainerStats) })
+	podStats, err := b.StreamPodSandboxStats(ctx, &runtimeapi.StreamPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": "b"}}})
+	drain(t, podStats, err, func(m *runtimeapi.StreamPodSandboxStatsResponse) { got = appendAll(got, m.PodSandboxStats) })
+	metrics, err := b.StreamPodSandboxMetrics(ctx, &runtimeapi.StreamPodSandboxMetricsRequest{})
+	drain(t, metrics, err, func(m *runtimeapi.StreamPodSandboxMetricsResponse) { got = appendAll(got, m.PodSandboxMetrics) })
 	images, err := b.image.StreamImages(ctx, &runtimeapi.StreamImagesRequest{})
 	drain(t, images, err, func(m *runtimeapi.StreamImagesResponse) { got = appendAll(got, m.Images) })
 
@@ -66,14 +70,23 @@ func TestStreamedLists(t *testing.T) {
 	want = appendAll(want, must(t, c, err).Containers)
 	s, err := b.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"of": "b"}}})
 	want = appendAll(want, must(t, s, err).Stats)
+	ps, err := b.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": "b"}}})
+	want = appendAll(want, must(t, ps, err).Stats)
+	pm, err := b.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
+	want = appendAll(want, must(t, pm, err).PodMetrics)
 	i, err := b.image.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 	want = appendAll(want, must(t, i, err).Images)
 	for _, m := range slices.Concat(got, want) {
-		if s, ok := m.(*runtimeapi.ContainerStats); ok { // they were looked at one after the other
+		switch s := m.(type) { // they were looked at one after the other
+		case *runtimeapi.ContainerStats:
 			s.Cpu, s.Memory, s.Swap, s.Io, s.WritableLayer = nil, nil, nil, nil, nil
+		case *runtimeapi.PodSandboxStats:
+			s.Linux = nil
+		case *runtimeapi.PodSandboxMetrics:
+			s.Metrics, s.ContainerMetrics = nil, nil
 		}
 	}
-	if len(want) != 4 || !slices.EqualFunc(got, want, proto.Equal) {
+	if len(want) != 7 || !slices.EqualFunc(got, want, proto.Equal) {
 		t.Errorf("streamed %v, listed %v", got, want)
 	}
 }

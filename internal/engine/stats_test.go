@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gantry/internal/pod"
+	"gantry/internal/unit"
 )
 
 // TestDiskUseOfATreeTooDeep: an app nests directories until no path is long enough
@@ -52,6 +53,35 @@ func cgroupDir(t *testing.T, files map[string]string) string {
 		}
 	}
 	return dir
+}
+
+// TestPodStats: a pod is its slice; what is not ready has no statistics, and traffic
+// that cannot be counted hides nothing else.
+func TestPodStats(t *testing.T) {
+	t.Parallel()
+	w := newLiveWorld(t)
+	w.cfg.Cgroups = t.TempDir()
+	p := w.pod()
+	w.load()
+	slice := filepath.Join(w.cfg.Cgroups, unit.CgroupOf(p.Slice))
+	if err := os.MkdirAll(filepath.Dir(slice), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.PodStats(t.Context(), p.ID); err == nil {
+		t.Error("a pod whose slice is gone has statistics")
+	}
+	if err := os.Rename(cgroupDir(t, map[string]string{"cpu.stat": "usage_usec 5000\n", "memory.current": "4096\n", "memory.stat": "anon 1\n", "pids.current": "0\n", "memory.max": "max\n"}), slice); err != nil {
+		t.Fatal(err)
+	}
+	got, err := w.PodStats(t.Context(), p.ID)
+	if err != nil || got.CPUNanos != 5_000_000 || got.MemoryUsage != 4096 || got.Cgroup != "/"+unit.CgroupOf(p.Slice) || len(got.Interfaces) != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	w.stop(unit.Pod(string(p.ID)))
+	w.podMoved(t.Context(), p.ID)
+	if _, err := w.PodStats(t.Context(), p.ID); !errors.Is(err, pod.ErrState) {
+		t.Errorf("a pod that is down: %v", err)
+	}
 }
 
 func TestCgroupMetrics(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 func lanesOf(serial, long bool) (lanes [][]string, free, last []string) {
 	switch {
 	case serial:
-		return [][]string{suites()}, nil, nil
+		return [][]string{{"node", "e2e", powerSuite, exitsSuite, killsSuite, selinuxSuite}}, nil, nil
 	case long:
 		return [][]string{{"node"}, {"e2e"}}, []string{exitsSuite, killsSuite, selinuxSuite}, []string{powerSuite}
 	}
@@ -83,9 +83,32 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	for _, suite := range last {
 		run(t.name, suite)
 	}
+	lacks, err := t.lacksConformance(ctx)
+	switch {
+	case err != nil:
+		failed = errors.Join(failed, err)
+	case lacks != "":
+		out.line(conformanceSuite, "NOT RUN: "+lacks)
+	default: // alone, with all of the machine
+		if err := errors.Join(t.stopLanes(ctx, lanes), roomyVM()); err != nil {
+			return errors.Join(failed, err)
+		}
+		run(t.name, conformanceSuite)
+	}
 	out.again()
 	fmt.Printf("total: %s\n", total)
 	return failed
+}
+
+// stopLanes powers the VMs of all lanes off.
+func (t *trial) stopLanes(ctx context.Context, lanes [][]string) error {
+	var errs []error
+	for i := range lanes {
+		v := vm{laneName(t.name, i), ""}
+		v.dir = t.cache.path("vm", v.name)
+		errs = append(errs, v.stop(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 // child runs a suite as "trial test" does, with more options to it.

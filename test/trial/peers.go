@@ -98,14 +98,13 @@ func runPeer(ctx context.Context, t *trial, name string, p peer, args []string) 
 	})
 }
 
-// build returns the directory with the peer's programs, out of the cache if
-// they were built before from the same inputs.
-func (p peer) build(ctx context.Context, t *trial) (string, error) {
-	repo, err := repository()
+// cached is the directory of the cache with the peer's programs, if they were built
+// before from the same inputs.
+func (p peer) cached(ctx context.Context, t *trial) (string, error) {
+	source, err := p.source()
 	if err != nil {
 		return "", err
 	}
-	source := filepath.Join(repo, "test", p.module)
 	version, err := exec.CommandContext(ctx, "go", "version").Output()
 	if err != nil {
 		return "", fmt.Errorf("ask go for its version: %w", err)
@@ -118,7 +117,26 @@ func (p peer) build(ctx context.Context, t *trial) (string, error) {
 		}
 		inputs = append(inputs, string(data))
 	}
-	out := t.cache.path("peer", filepath.Base(p.packages[0])+"-"+digest(inputs...))
+	return t.cache.path("peer", filepath.Base(p.packages[0])+"-"+digest(inputs...)), nil
+}
+
+// source is the directory of the peer's module.
+func (p peer) source() (string, error) {
+	repo, err := repository()
+	return filepath.Join(repo, "test", p.module), err
+}
+
+// build returns the directory with the peer's programs, and builds them unless the
+// cache has them.
+func (p peer) build(ctx context.Context, t *trial) (string, error) {
+	source, err := p.source()
+	if err != nil {
+		return "", err
+	}
+	out, err := p.cached(ctx, t)
+	if err != nil {
+		return "", err
+	}
 	if exists(out) {
 		t.say.line("%s is in the cache", filepath.Base(p.packages[0]))
 		now := time.Now() // for "trial clean"

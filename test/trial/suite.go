@@ -18,7 +18,7 @@ import (
 // from outside, and Gantry's packages on a real machine. Last come those tests of
 // the first that take the machine down.
 func suites() []string {
-	return []string{"node", "e2e", powerSuite, exitsSuite, killsSuite, selinuxSuite}
+	return []string{"node", "e2e", powerSuite, exitsSuite, killsSuite, selinuxSuite, conformanceSuite}
 }
 
 // These suites are no packages of their own. Each of the first is a test of package e2e
@@ -81,16 +81,9 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 			how.limit = longLimit
 		}
 	}
-	chosen := suites()
-	if how.engine != "" {
-		chosen = []string{"node"}
-	} else if *only != "" {
-		if !slices.Contains(chosen, *only) {
-			return fmt.Errorf("suite %q is unknown: use %s", *only, strings.Join(chosen, " or "))
-		}
-		chosen = []string{*only}
-	} else if how.pattern != "" { // its tests are those of a package, too
-		chosen = slices.DeleteFunc(chosen, func(s string) bool { return apartTest(s) != "" })
+	chosen, err := chooseSuites(*only, how)
+	if err != nil {
+		return err
 	}
 	t.selinux = len(chosen) == 1 && chosen[0] == selinuxSuite
 	v := t.vm()
@@ -102,12 +95,14 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 		return err
 	}
 	defer end()
-	if !*noInstall {
+	// The suite of others has an installation of its own.
+	ours := len(chosen) != 1 || chosen[0] != conformanceSuite
+	if !*noInstall && ours {
 		if err := t.installNode(ctx, v); err != nil {
 			return err
 		}
 	}
-	if !*noInstall && how.engine == "" {
+	if !*noInstall && ours && how.engine == "" {
 		if err := t.installGantry(ctx, v); err != nil {
 			return err
 		}
@@ -118,6 +113,22 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 		}
 	}
 	return t.runSuites(ctx, v, chosen, how)
+}
+
+// chooseSuites are those that one VM can run, one after the other.
+func chooseSuites(only string, how suiteRun) ([]string, error) {
+	switch {
+	case how.engine != "":
+		return []string{"node"}, nil
+	case only != "" && !slices.Contains(suites(), only):
+		return nil, fmt.Errorf("suite %q is unknown: use %s", only, strings.Join(suites(), " or "))
+	case only != "":
+		return []string{only}, nil
+	}
+	return slices.DeleteFunc(suites(), func(s string) bool {
+		ofAnotherVM := s == selinuxSuite || s == conformanceSuite
+		return ofAnotherVM || how.pattern != "" && apartTest(s) != "" // its tests are those of a package, too
+	}), nil
 }
 
 // clear takes away pods that run in the VM, with the kubelet that would start them
@@ -194,8 +205,11 @@ func (t *trial) pushSuite(ctx context.Context, v vm, suite string) error {
 // runSuite runs a suite in the VM and reports as "go test" does, with the count
 // of tests in front: one that could not run is not one that passed.
 func (t *trial) runSuite(ctx context.Context, v vm, suite string, how suiteRun) (tally, error) {
-	if suite == powerSuite {
+	switch suite {
+	case powerSuite:
 		return t.runPower(ctx, v, how)
+	case conformanceSuite:
+		return t.runConformance(ctx, v)
 	}
 	if err := t.pushSuite(ctx, v, packageOf(suite)); err != nil {
 		return tally{}, err

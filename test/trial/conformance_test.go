@@ -1,0 +1,57 @@
+package main
+
+import (
+	"io"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestChosenSpecs: what is chosen are specs of the default lane that passed before, and
+// that take a quarter of an hour at most.
+func TestChosenSpecs(t *testing.T) {
+	t.Parallel()
+	specs, err := readChosen("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := readResults(filepath.Join("../..", conformanceResults))
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]specResult{}
+	for _, r := range all {
+		known[r.Spec] = r
+	}
+	focus, skip := regexp.MustCompile(conformanceFocus), regexp.MustCompile(conformanceSkip)
+	var seconds float64
+	for i, spec := range specs {
+		r := known[spec]
+		if r.State != "passed" || !focus.MatchString(spec) || skip.MatchString(spec) {
+			t.Errorf("%q (%s): want one of the default lane that passed", spec, r.State)
+		}
+		if slices.Contains(specs[:i], spec) {
+			t.Errorf("%q is there twice", spec)
+		}
+		seconds += r.Seconds
+	}
+	if most := (15 * time.Minute).Seconds(); len(specs) < 30 || seconds > most {
+		t.Errorf("%d specs, %.0f s one after the other; want 30 and at most %.0f s", len(specs), seconds, most)
+	}
+}
+
+func TestSpecsAsTests(t *testing.T) {
+	t.Parallel()
+	done := map[string]specResult{
+		"a": {Spec: "a", State: "passed"}, "b": {Spec: "b", State: "failed", Reason: "why"}, "c": {Spec: "c", State: "skipped"},
+	}
+	specs := []string{"a", "b", "c", "d"}
+	if got := failedOf(specs, done); !slices.Equal(got, []string{"b", "d"}) {
+		t.Errorf("to be tried again: %q", got)
+	}
+	if n := printSpecs(io.Discard, specs, done); n != (tally{passed: 1, failed: 3}) {
+		t.Errorf("counted %s", n)
+	}
+}
