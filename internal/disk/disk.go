@@ -29,6 +29,22 @@ func WriteFile(path string, data []byte, mode fs.FileMode) error {
 	return SyncDir(filepath.Dir(path))
 }
 
+// WriteOnce does the same, but leaves a file that is there by then.
+func WriteOnce(path string, data []byte, mode fs.FileMode) error {
+	tmp, err := writeTemp(path, data, mode)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if err == nil {
+		return SyncDir(filepath.Dir(path))
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return os.Remove(tmp)
+	}
+	return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(tmp)))
+}
+
 // WriteNew writes a file into a directory that is not in place yet: no rename is
 // needed, since the directory's own rename is what makes it visible.
 func WriteNew(path string, data []byte, mode fs.FileMode) error {

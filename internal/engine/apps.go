@@ -177,6 +177,13 @@ func (s *stops) kill(id pod.ID) (done func()) {
 	}
 }
 
+// dying tells whether an app is being killed.
+func (s *stops) dying(id pod.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.killed[id] > 0
+}
+
 // unlessKilled does what must not come between the kill of an app and its end.
 func (s *stops) unlessKilled(id pod.ID, do func() error) error {
 	s.mu.Lock()
@@ -267,7 +274,7 @@ func (e *Engine) awaitDeath(ctx context.Context, s pod.AppStatus) error {
 	}
 	if dir, err := e.appCgroup(s.App); err == nil {
 		if list, err := e.hangingIn(dir); err == nil && len(list) > 0 {
-			return e.giveUp(ctx, s, list)
+			return e.giveUp(ctx, s, dir)
 		}
 	}
 	return fmt.Errorf("kill app %s: its processes do not die (see systemctl status %s): %w",

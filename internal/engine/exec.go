@@ -32,6 +32,9 @@ func (e *Engine) Exec(ctx context.Context, id pod.ID, p pod.Process, s Streams) 
 	if app.Phase != pod.Running {
 		return 0, fmt.Errorf("exec in app %s: it is %s: %w", id, app.Phase, pod.ErrState)
 	}
+	if e.stops.dying(id) {
+		return 0, fmt.Errorf("exec in app %s: it is being killed: %w", id, pod.ErrState)
+	}
 	plan, err := e.planExec(app, p)
 	if err != nil {
 		return 0, fmt.Errorf("exec in app %s: %w", id, err)

@@ -229,9 +229,14 @@ func (g *gc) orphanUnits(ctx context.Context) error {
 
 // stop does not wait for what cannot die: systemd goes on by itself.
 func (g *gc) stop(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, killTime)
+	bounded, cancel := context.WithTimeout(ctx, killTime)
 	defer cancel()
-	return g.e.cfg.Systemd.Stop(ctx, name)
+	err := g.e.cfg.Systemd.Stop(bounded, name)
+	if bounded.Err() != nil && ctx.Err() == nil {
+		g.e.log.Warn("leaving a unit to systemd: it takes long to stop", "unit", name)
+		return nil
+	}
+	return err
 }
 
 func (g *gc) orphan(u systemd.State) bool {

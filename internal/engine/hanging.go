@@ -38,7 +38,7 @@ func (h hanging) String() string {
 }
 
 // hangingIn lists the processes of a cgroup and those below it, if all of them were
-// killed already. Of one with a process that may still run it returns none.
+// killed already. It fails if one of them may still run.
 func (e *Engine) hangingIn(cgroup string) ([]hanging, error) {
 	var all []hanging
 	err := filepath.WalkDir(cgroup, func(path string, entry fs.DirEntry, err error) error {
@@ -47,7 +47,8 @@ func (e *Engine) hangingIn(cgroup string) ([]hanging, error) {
 			found, err = e.hangingOf(path)
 			all = append(all, found...)
 		}
-		return ignore(ignore(err, fs.ErrNotExist), unix.ENODEV)
+		// The processes of a threaded cgroup are those of one above it.
+		return ignore(ignore(ignore(err, fs.ErrNotExist), unix.ENODEV), unix.EOPNOTSUPP)
 	})
 	if err != nil {
 		return nil, err
@@ -129,9 +130,10 @@ func readThread(dir string) (thread, error) {
 	return t, nil
 }
 
-// exiting is the kernel's PF_EXITING: such a thread has taken its last signal, and may
-// be the first process of a PID namespace that waits for the others to die.
-const exiting = 0x4
+// exiting are the kernel's PF_EXITING, PF_POSTCOREDUMP and PF_SIGNALED: such a thread
+// has taken its last signal. It may be the first process of a PID namespace that waits
+// for the others to die, or wait for what it asked of a file system.
+const exiting = 0x4 | 0x8 | 0x400
 
 func threadOf(status, stat []byte) (t thread) {
 	for line := range bytes.Lines(status) {
@@ -172,49 +174,70 @@ func (e *Engine) onlyHangs(apps ...*pod.App) bool {
 	return some
 }
 
-// podHangs tells the same of all apps of a pod.
-func (e *Engine) podHangs(id pod.ID) bool {
-	s, err := e.Pod(id)
+// podHangs tells the same of a pod: of all of its apps, also such as are removed, whose
+// units may be there still.
+func (e *Engine) podHangs(p *pod.Pod) bool {
+	dirs, err := filepath.Glob(filepath.Join(e.cfg.Cgroups, unit.CgroupOf(p.Slice), "gantry-app-*.service"))
 	if err != nil {
 		return false
 	}
-	var apps []*pod.App
-	for _, a := range s.Apps {
-		apps = append(apps, a.App)
+	some := false
+	for _, dir := range dirs {
+		id, _ := unit.AppID(filepath.Base(dir))
+		if e.ofAnother(p.ID, pod.ID(id)) {
+			continue
+		}
+		list, err := e.hangingIn(dir)
+		if err != nil {
+			return false
+		}
+		some = some || len(list) > 0
 	}
-	return e.onlyHangs(apps...)
+	return some
+}
+
+// ofAnother tells whether an app is known to be another pod's: pods may share a slice.
+func (e *Engine) ofAnother(p, app pod.ID) bool {
+	e.view.mu.RLock()
+	defer e.view.mu.RUnlock()
+	owner, ok := e.view.owner[app]
+	return ok && owner != p
+}
+
+// mayReplace refuses the start of an app as long as processes of an earlier one of that
+// name hang: both would use the same volumes.
+func (e *Engine) mayReplace(s pod.PodStatus, a *pod.App) error {
+	for _, old := range s.Apps {
+		if old.Name == a.Name && old.Exit != nil && old.Exit.Reason == pod.ReasonUnkillable && e.onlyHangs(old.App) {
+			return fmt.Errorf("start app %s: processes of %s hang in the kernel still (%s): %w", a.ID, old.ID, old.Exit.Message, pod.ErrUnavailable)
+		}
+	}
+	return nil
 }
 
 // giveUp records the end of an app of which nothing is left but processes that hang.
 // Its unit is told to stop, and does when systemd has lost its patience too.
-func (e *Engine) giveUp(ctx context.Context, s pod.AppStatus, list []hanging) error {
-	var words []string
-	for _, h := range list[:min(len(list), 5)] {
-		words = append(words, h.String())
+func (e *Engine) giveUp(ctx context.Context, s pod.AppStatus, cgroup string) error {
+	stopping, cancel := context.WithTimeout(ctx, hangTime)
+	defer cancel()
+	// It goes on without us.
+	if err := e.cfg.Systemd.Stop(stopping, unit.App(string(s.ID))); err != nil && stopping.Err() == nil {
+		return err
 	}
-	if more := len(list) - len(words); more > 0 {
-		words = append(words, fmt.Sprintf("%d more", more))
-	}
-	message := "killed, but the kernel does not let go of " + strings.Join(words, ", ")
-	e.log.Warn("giving up an app that cannot die", "app", s.ID, "why", message)
-	stopping, cancel := context.WithTimeout(e.life, opTime)
-	stop := e.begin("stop the unit of an app that cannot die", func() error {
-		defer cancel()
-		return e.cfg.Systemd.Stop(stopping, unit.App(string(s.ID)))
-	})
-	go func() {
-		if err := stop(); err != nil {
-			e.log.Info("an app that cannot die is left to systemd", "app", s.ID, "err", err)
-		}
-	}()
 	if err := e.dropOutput(ctx, s.App); err != nil {
 		return err
 	}
-	err := e.store.WriteExit(s.App, &pod.Exit{
-		Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL), Reason: pod.ReasonUnkillable, Message: message,
-		Started: s.Started, Finished: time.Now(), BootID: e.bootID,
-	})
-	if err == nil {
+	// Who came in meanwhile was killed with the stop, or is now.
+	if err := e.killCgroup(s); err != nil {
+		return err
+	}
+	list, err := e.hangingIn(cgroup)
+	if err != nil {
+		return fmt.Errorf("kill app %s: %w: %w", s.ID, err, pod.ErrUnavailable)
+	}
+	exit := e.hungExit(ctx, s, list)
+	e.log.Warn("giving up an app that cannot die", "app", s.ID, "code", exit.Code, "why", exit.Message)
+	if err = e.store.WriteExit(s.App, exit); err == nil {
 		err = e.spoolExit(s.App)
 	}
 	if err != nil {
@@ -224,22 +247,47 @@ func (e *Engine) giveUp(ctx context.Context, s pod.AppStatus, list []hanging) er
 	return nil
 }
 
-// spoolExit tells who waits of an end, as gantry-init does.
+// hungExit is the end of an app of which processes hang. If its main process is not one
+// of them it ended as any other.
+func (e *Engine) hungExit(ctx context.Context, s pod.AppStatus, list []hanging) *pod.Exit {
+	var words []string
+	for _, h := range list[:min(len(list), 5)] {
+		words = append(words, h.String())
+	}
+	if more := len(list) - len(words); more > 0 {
+		words = append(words, fmt.Sprintf("%d more", more))
+	}
+	exit := &pod.Exit{
+		Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL), Reason: pod.ReasonUnkillable,
+		Message: "killed, but the kernel does not let go of " + strings.Join(words, ", "),
+		Started: s.Started, Finished: time.Now(), BootID: e.bootID,
+	}
+	if u, err := e.cfg.Systemd.State(ctx, unit.App(string(s.ID))); err == nil && u.ExecCode == exitedByItself && u.MainPID == 0 {
+		exit.Code, exit.Signal = u.ExecStatus, 0
+	}
+	return exit
+}
+
+// exitedByItself is CLD_EXITED of siginfo_t.
+const exitedByItself = 1
+
+// spoolExit tells who waits of an end, as gantry-init does, which may do so too.
 func (e *Engine) spoolExit(a *pod.App) error {
-	tmp := filepath.Join(e.cfg.Run, ".exit-"+string(a.ID))
+	tmp := filepath.Join(e.cfg.Run, ".exit-"+string(a.ID)+"-hung")
 	if err := os.WriteFile(tmp, []byte(e.store.App(a.Pod, a.ID)+"\n"), 0o644); err != nil {
 		return err
 	}
 	return os.Rename(tmp, filepath.Join(e.cfg.Run, "exits", string(a.ID)))
 }
 
-// stopUnless stops a unit, and does not wait for it as long as hangs says that nothing
-// is left but processes that hang.
+// hangTime is how long a stop is waited for before we look whether there is anything to
+// wait for, which is not free.
+const hangTime = 2 * time.Second
+
+// stopUnless stops a unit, and leaves it to systemd when hangs says that nothing is left
+// but processes that hang.
 func (e *Engine) stopUnless(ctx context.Context, name string, hangs func() bool) error {
-	for wait := killTime; ; {
-		if hangs() {
-			wait = hangTime
-		}
+	for wait := hangTime; ; wait = killTime {
 		bounded, cancel := context.WithTimeout(ctx, wait)
 		err := e.cfg.Systemd.Stop(bounded, name)
 		late := bounded.Err() != nil
@@ -253,6 +301,3 @@ func (e *Engine) stopUnless(ctx context.Context, name string, hangs func() bool)
 		}
 	}
 }
-
-// hangTime is how long a stop is waited for where processes hang already.
-const hangTime = 2 * time.Second

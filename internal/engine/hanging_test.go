@@ -115,14 +115,11 @@ func TestGivenUp(t *testing.T) {
 	if err != nil || s.Phase != pod.Running {
 		t.Fatalf("the app is %s, %v", s.Phase, err)
 	}
-	if !w.onlyHangs(a) || !w.podHangs(p.ID) {
+	if !w.onlyHangs(a) || !w.podHangs(p) {
 		t.Error("it is not seen to hang")
 	}
-	list, err := w.hangingIn(filepath.Join(w.cfg.Cgroups, unit.CgroupOf(p.Slice), unit.App(string(a.ID))))
-	if err == nil {
-		err = w.giveUp(t.Context(), s, list)
-	}
-	if err != nil {
+	cgroup := filepath.Join(w.cfg.Cgroups, unit.CgroupOf(p.Slice), unit.App(string(a.ID)))
+	if err = w.giveUp(t.Context(), s, cgroup); err != nil {
 		t.Fatal(err)
 	}
 	if s, err = w.WaitApp(t.Context(), a.ID); err != nil {
@@ -131,5 +128,25 @@ func TestGivenUp(t *testing.T) {
 	const want = `killed, but the kernel does not let go of 7 ("cat", in nfs_wait)`
 	if s.Exit.Code != 137 || s.Exit.Reason != pod.ReasonUnkillable || s.Exit.Message != want {
 		t.Errorf("its end is %+v", s.Exit)
+	}
+	later := &pod.App{ID: pod.NewID(), Pod: p.ID, Name: a.Name}
+	whole, err := w.Pod(p.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.mayReplace(whole, later); !errors.Is(err, pod.ErrUnavailable) {
+		t.Errorf("the next attempt beside it: %v", err)
+	}
+	if err := w.store.RemoveApp(a); err != nil {
+		t.Fatal(err)
+	}
+	if !w.podHangs(p) {
+		t.Error("a pod whose app was removed and hangs is waited for")
+	}
+	if err := os.RemoveAll(filepath.Join(w.cfg.Proc, "7")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.mayReplace(whole, later); err != nil {
+		t.Errorf("the next attempt after it: %v", err)
 	}
 }

@@ -236,7 +236,7 @@ func (m *making) stopUnit(ctx context.Context) error {
 // stopPodUnit stops the pod's unit and the holder of its PID namespace, which
 // nothing needs any more then.
 func (e *Engine) stopPodUnit(ctx context.Context, p *pod.Pod) error {
-	hangs := func() bool { return e.podHangs(p.ID) }
+	hangs := func() bool { return e.podHangs(p) }
 	err := e.stopUnit(ctx, unit.Pod(string(p.ID)), hangs)
 	if p.Namespaces.PID == pod.NamespacePod {
 		err = errors.Join(err, e.stopUnit(ctx, unit.Holder(string(p.ID)), hangs))

@@ -65,8 +65,14 @@ func (e *Engine) mayStart(s pod.PodStatus, id pod.ID) error {
 		return fmt.Errorf("start app %s: pod %s is not ready: %w", id, s.ID, pod.ErrState)
 	}
 	for _, a := range s.Apps {
-		if a.ID == id && a.Phase != pod.Prepared {
+		if a.ID != id {
+			continue
+		}
+		if a.Phase != pod.Prepared {
 			return fmt.Errorf("start app %s: it is %s already: %w", id, a.Phase, pod.ErrState)
+		}
+		if err := e.mayReplace(s, a.App); err != nil {
+			return err
 		}
 	}
 	if s.CgroupParent == "" {

@@ -285,7 +285,7 @@ func (e *Engine) loadPod(id pod.ID, units map[string]systemd.State) (*entry, err
 	if err != nil {
 		return nil, err
 	}
-	t := &entry{pod: p, up: units[unit.Pod(string(id))].Running(), apps: map[pod.ID]*appEntry{}}
+	t := &entry{pod: p, up: podUp(units[unit.Pod(string(id))]), apps: map[pod.ID]*appEntry{}}
 	var res network.Result
 	if t.net, err = e.store.ReadNetwork(id, &res); err != nil {
 		return nil, err
@@ -320,6 +320,10 @@ func (e *Engine) settled(a *appEntry) *appEntry {
 	}
 	return a
 }
+
+// podUp tells whether a pod's unit is there to stay: one that is active and has a job is
+// being stopped, if only when an app that cannot die is given up.
+func podUp(s systemd.State) bool { return s.Running() && (s.Active != systemd.Active || !s.Job) }
 
 // appUnit is an app's unit, or the one that records its end in its place.
 func appUnit(units map[string]systemd.State, app pod.ID) systemd.State {
@@ -394,7 +398,7 @@ func (e *Engine) reloadPodAsIs(ctx context.Context, id pod.ID) error {
 	if err != nil {
 		return err
 	}
-	return e.reloadPodLocked(id, s.Running())
+	return e.reloadPodLocked(id, podUp(s))
 }
 
 // briefState is what systemd says of a unit in one answer, without the properties

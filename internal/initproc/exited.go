@@ -38,14 +38,17 @@ func exitedOutside(app string) error {
 	if _, err := pod.ParseID(app); err != nil {
 		return err
 	}
-	dirs, err := filepath.Glob(filepath.Join(StateRoot, "pods", "*", "apps", app))
-	if err != nil || len(dirs) > 1 {
-		return errors.Join(err, fmt.Errorf("app %s is in %d pods", app, len(dirs)))
+	pods := filepath.Join(StateRoot, "pods")
+	entries, err := os.ReadDir(pods)
+	if err != nil {
+		return fmt.Errorf("find app %s: %w", app, err)
 	}
-	if len(dirs) == 0 {
-		return nil
+	for _, entry := range entries {
+		if dir := filepath.Join(pods, entry.Name(), "apps", app); disk.Exists(dir) {
+			return finish(dir, "MONITOR_", 0)
+		}
 	}
-	return finish(dirs[0], "MONITOR_", 0)
+	return nil // it was removed
 }
 
 func finish(dir, env string, kills int) error {

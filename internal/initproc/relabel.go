@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,55 +19,88 @@ const maxRelabelDepth = 500
 // relabel gives all that is to have one its label.
 func relabel(list []Relabel) error {
 	for _, r := range list {
-		r.set = r.setLabel
 		for _, path := range r.Paths {
-			if err := r.tree(path); err != nil {
+			w := &labelWalk{label: r.Label, set: setLabel}
+			if err := w.tree(path); err != nil {
 				return fmt.Errorf("give %s the label %s: %w", path, r.Label, err)
+			}
+			if w.kept > 0 { // apps made them so, and must not be able to keep others from starting
+				fmt.Fprintf(os.Stderr, "%d files of %s keep their labels: %v\n", w.kept, path, w.why)
 			}
 		}
 	}
 	return nil
 }
 
-// tree gives what a mount's source is, and all below it on the same file system, an
-// SELinux label. Apps can change volumes while we look: nothing is found by a path of
-// more than one name, and no symbolic link is followed.
-func (r *Relabel) tree(path string) error {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// labelWalk gives what a mount's source is, and all below it in the same mount, an
+// SELinux label. Apps can change volumes while we look: below the source nothing is found
+// by a path of more than one name, and no symbolic link is followed.
+type labelWalk struct {
+	label string
+	set   func(path, label string, link bool) error
+	kept  int
+	why   error // of the first that keeps its label
+}
+
+func (w *labelWalk) tree(path string) error {
+	fd, err := openSource(path)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	at, err := look(fd, "")
+	if err != nil {
 		return err
 	}
 	// The file itself: setxattr takes no descriptor that is for paths only.
-	if err := r.set(fmt.Sprintf("/proc/self/fd/%d", fd), false); err != nil {
+	err = w.set(fmt.Sprintf("/proc/self/fd/%d", fd), w.label, false)
+	if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EROFS) {
+		return nil // a file system without labels, or one that keeps what it has
+	}
+	if err != nil || at.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return nil
+	return w.below(fd, ".", at.Mnt_id, 0)
+}
+
+// openSource opens what was found without links when the app was created: somebody may
+// have put one into its way since. Our own directories may lie behind the operator's.
+func openSource(path string) (int, error) {
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
+	ours := strings.HasPrefix(path, StateRoot+"/") || strings.HasPrefix(path, RunRoot+"/")
+	if errors.Is(err, unix.ELOOP) && ours {
+		return unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	}
-	return r.below(fd, ".", st.Dev, 0)
+	return fd, err
+}
+
+// look tells what a name in a directory is, or with none what is open, and in which
+// mount. Nothing is asked of a server.
+func look(fd int, name string) (st unix.Statx_t, err error) {
+	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_DONT_SYNC
+	if name == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	err = unix.Statx(fd, name, flags, unix.STATX_TYPE|unix.STATX_MNT_ID, &st)
+	return st, err
 }
 
 // below goes into the directory of this name in another one.
-func (r *Relabel) below(parent int, name string, device uint64, depth int) error {
-	if depth > maxRelabelDepth {
-		return fmt.Errorf("directories are nested more than %d deep", maxRelabelDepth)
-	}
+func (w *labelWalk) below(parent int, name string, mount uint64, depth int) error {
 	fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return gone(err)
 	}
 	dir := os.NewFile(uintptr(fd), name)
 	defer dir.Close()
+	if at, err := look(fd, ""); err != nil || at.Mnt_id != mount {
+		return err // something was mounted there meanwhile
+	}
 	for {
 		entries, err := dir.ReadDir(256)
 		for _, entry := range entries {
-			if err := r.entry(fd, entry.Name(), device, depth); err != nil {
-				return fmt.Errorf("%s: %w", entry.Name(), err)
+			if err := w.entry(fd, entry.Name(), mount, depth); err != nil {
+				w.keep(err)
 			}
 		}
 		if errors.Is(err, io.EOF) {
@@ -78,46 +112,45 @@ func (r *Relabel) below(parent int, name string, device uint64, depth int) error
 	}
 }
 
-func (r *Relabel) entry(dir int, name string, device uint64, depth int) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT); err != nil {
-		return gone(err)
+func (w *labelWalk) keep(err error) {
+	w.kept++
+	if w.why == nil {
+		w.why = err
 	}
-	if st.Dev != device {
-		return nil // something else is mounted there
-	}
-	if err := r.set(filepath.Join(fmt.Sprintf("/proc/self/fd/%d", dir), name), true); err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return r.below(dir, name, device, depth+1)
-	}
-	return nil
 }
 
-// setLabel changes the label of a file, or of a link itself, unless it is right. File
-// systems without labels of files, and such as cannot be written to, keep what they have.
-func (r *Relabel) setLabel(path string, link bool) error {
+func (w *labelWalk) entry(dir int, name string, mount uint64, depth int) error {
+	at, err := look(dir, name)
+	if err != nil {
+		return gone(err)
+	}
+	if at.Mnt_id != mount {
+		return nil // something else is mounted there
+	}
+	// What cannot have it does not keep what is in it from having it.
+	if err := gone(w.set(filepath.Join(fmt.Sprintf("/proc/self/fd/%d", dir), name), w.label, true)); err != nil {
+		w.keep(err)
+	}
+	if at.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil
+	}
+	if depth == maxRelabelDepth {
+		return fmt.Errorf("directories are nested more than %d deep", maxRelabelDepth)
+	}
+	return w.below(dir, name, mount, depth+1)
+}
+
+// setLabel changes the label of a file, or of a link itself, unless it is right.
+func setLabel(path, label string, link bool) error {
 	get, set := unix.Getxattr, unix.Setxattr
 	if link {
 		get, set = unix.Lgetxattr, unix.Lsetxattr
 	}
 	have := make([]byte, 256)
-	if n, err := get(path, selinuxAttr, have); err == nil && string(trimZero(have[:n])) == r.Label {
+	if n, err := get(path, selinuxAttr, have); err == nil && strings.TrimSuffix(string(have[:n]), "\x00") == label {
 		return nil
 	}
-	err := set(path, selinuxAttr, []byte(r.Label), 0)
-	if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EROFS) {
-		return nil
-	}
-	return gone(err)
-}
-
-func trimZero(b []byte) []byte {
-	if n := len(b); n > 0 && b[n-1] == 0 {
-		return b[:n-1]
-	}
-	return b
+	return set(path, selinuxAttr, []byte(label), 0)
 }
 
 // gone forgives that a file was removed, or exchanged for another, meanwhile.

@@ -26,7 +26,7 @@ func TestRelabelWalk(t *testing.T) {
 		t.Fatal(err)
 	}
 	var reached []string
-	r := Relabel{Label: "label", set: func(path string, link bool) error {
+	r := labelWalk{label: "label", set: func(path, _ string, link bool) error {
 		if !link { // the volume itself
 			return nil
 		}
@@ -41,9 +41,25 @@ func TestRelabelWalk(t *testing.T) {
 	if got := strings.Join(reached, " "); got != "/a /a/b /a/b/file /a/link" {
 		t.Errorf("reached %q", got)
 	}
-	r.set = func(string, bool) error { return unix.EACCES }
+	r.set = func(_, _ string, link bool) error {
+		if link {
+			return unix.EPERM
+		}
+		return nil
+	}
+	if err := r.tree(volume); err != nil || r.kept != 4 || !errors.Is(r.why, unix.EPERM) {
+		t.Errorf("labels that cannot be set: %v, %d kept: %v", err, r.kept, r.why)
+	}
+	r = labelWalk{set: func(string, string, bool) error { return unix.ENOTSUP }}
+	if err := r.tree(volume); err != nil || r.kept != 0 {
+		t.Errorf("a file system without labels: %v, %d kept", err, r.kept)
+	}
+	r.set = func(string, string, bool) error { return unix.EACCES }
 	if err := r.tree(volume); !errors.Is(err, unix.EACCES) {
-		t.Errorf("a label that cannot be set: %v", err)
+		t.Errorf("a volume whose label cannot be set: %v", err)
+	}
+	if err := r.tree(filepath.Join(volume, "a/link/secret")); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("a link on the way: %v", err)
 	}
 	if err := r.tree(filepath.Join(dir, "none")); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("a volume that is not there: %v", err)

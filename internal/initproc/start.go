@@ -53,8 +53,6 @@ type Rootfs struct {
 type Relabel struct {
 	Label string   `json:"label"`
 	Paths []string `json:"paths"`
-
-	set func(path string, link bool) error
 }
 
 // Tree is a directory, or what is at Sub in it, cloned and mapped onto Target. Sub

@@ -74,10 +74,10 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	labels := selinuxOn(o.Log)
+	labels, known := selinux(o.Log)
 	iso, err := oci.New(oci.Config{
 		Runtime: o.Runtime, RuntimeTimeout: o.RuntimeTimeout, Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile,
-		SELinux: labels, KnownLabel: knownContext,
+		SELinux: labels, KnownLabel: known,
 	})
 	if err != nil {
 		return nil, err

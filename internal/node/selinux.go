@@ -15,21 +15,22 @@ var contexts = []string{
 // selinuxFS is where the kernel's SELinux is talked to, where it is on.
 const selinuxFS = "/sys/fs/selinux"
 
-// selinuxOn tells whether processes have labels, and the policy knows those of
-// containers. Under one that does not, no container could be started with them.
-func selinuxOn(log *slog.Logger) bool {
+// selinux tells whether the policy has labels for containers, and how to ask it for one;
+// nil where SELinux is off. Under a policy without them no container could be started
+// with one: then containers get none, and who asks for one is refused.
+func selinux(log *slog.Logger) (on bool, known func(string) error) {
 	if _, err := os.Stat(selinuxFS + "/enforce"); err != nil {
-		return false
+		return false, nil
 	}
 	for _, c := range contexts {
 		if err := knownContext(c); err != nil {
 			if log != nil {
 				log.Warn("SELinux is on, but containers get no labels: the policy lacks those of containers", "label", c, "err", err)
 			}
-			return false
+			return false, knownContext
 		}
 	}
-	return true
+	return true, knownContext
 }
 
 // knownContext asks the kernel whether the policy has such a label.

@@ -185,10 +185,12 @@ func (m *Manager) StartUnit(ctx context.Context, name string) error {
 	return wrap("start", name, m.job(ctx, name, again, "StartUnit", name, modeFail))
 }
 
+const stopMethod = "StopUnit"
+
 // Stop stops a unit and waits until it has stopped. One that is not loaded is
-// stopped.
+// stopped. When ctx ends only the wait does: the unit will be stopped all the same.
 func (m *Manager) Stop(ctx context.Context, name string) error {
-	err := m.job(ctx, name, again, "StopUnit", name, modeReplace)
+	err := m.job(ctx, name, again, stopMethod, name, modeReplace)
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
@@ -204,7 +206,7 @@ func (m *Manager) job(ctx context.Context, name string, d delivery, method strin
 	result, err := m.enqueue(ctx, name, d, method, args...)
 	switch {
 	case errors.Is(err, ErrLost):
-		return m.settle(ctx, name, method == "StopUnit", err)
+		return m.settle(ctx, name, method == stopMethod, err)
 	case err != nil:
 		return err
 	case result == done:
@@ -253,7 +255,9 @@ func (m *Manager) enqueueOn(ctx context.Context, s *session, name, method string
 	}
 	result, err = s.wait(ctx, w, job)
 	if ctx.Err() != nil {
-		m.withdraw(ctx, s, job)
+		if method != stopMethod { // what was to stop is still to stop
+			m.withdraw(ctx, s, job)
+		}
 		return "", true, fmt.Errorf("wait for job: %w", ctx.Err())
 	}
 	return result, true, err

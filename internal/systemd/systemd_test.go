@@ -223,26 +223,35 @@ func TestSilentJob(t *testing.T) {
 	}
 }
 
-// TestContextEnds: a job that PID 1 has not begun is cancelled; one that runs is not.
+// TestContextEnds: a job that PID 1 has not begun is cancelled; one that runs is not, nor
+// is one that stops something.
 func TestContextEnds(t *testing.T) {
 	t.Parallel()
-	for state, cancelled := range map[string]int{"waiting": 1, "running": 0} {
-		t.Run(state, func(t *testing.T) {
+	for name, c := range map[string]struct {
+		call      func(context.Context, *Manager) error
+		state     string
+		cancelled int
+	}{
+		"waiting":         {func(ctx context.Context, m *Manager) error { return m.StartUnit(ctx, testUnit) }, "waiting", 1},
+		"running":         {func(ctx context.Context, m *Manager) error { return m.StartUnit(ctx, testUnit) }, "running", 0},
+		"stop is waiting": {func(ctx context.Context, m *Manager) error { return m.Stop(ctx, testUnit) }, "waiting", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithCancel(t.Context())
-			b := newTestBus(t, func(_ *testBus, c *busConn, m *dbus.Message) {
+			b := newTestBus(t, func(_ *testBus, bus *busConn, m *dbus.Message) {
 				switch memberOf(m) {
-				case "StartUnit":
-					c.reply(m, dbus.ObjectPath("/job/1"))
+				case "StartUnit", "StopUnit":
+					bus.reply(m, dbus.ObjectPath("/job/1"))
 					time.AfterFunc(200*time.Millisecond, cancel) // it waits for the job by then
 				case "Get":
-					c.reply(m, dbus.MakeVariant(state))
+					bus.reply(m, dbus.MakeVariant(c.state))
 				default:
-					c.reply(m)
+					bus.reply(m)
 				}
 			})
-			err := dialTest(t, b).StartUnit(ctx, testUnit)
-			if !errors.Is(err, context.Canceled) || b.count("Cancel") != cancelled {
+			err := c.call(ctx, dialTest(t, b))
+			if !errors.Is(err, context.Canceled) || b.count("Cancel") != c.cancelled {
 				t.Errorf("error %v, calls: %s", err, b.called())
 			}
 		})

@@ -121,8 +121,24 @@ func (m *hungMount) answer(unique uint64, errno unix.Errno, data []byte) {
 func TestHungFilesystem(t *testing.T) {
 	guard(t)
 	e := dial(t)
+	for name, change := range map[string]func(*cri.PodSandboxConfig){
+		"own-pids": func(c *cri.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_CONTAINER
+		},
+		"pods-pids":   func(*cri.PodSandboxConfig) {},
+		"on-the-host": func(c *cri.PodSandboxConfig) { onHost(c) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := e.podConfig(t, "hung-"+name)
+			change(config)
+			hungPod(t, e, config)
+		})
+	}
+}
+
+func hungPod(t *testing.T, e engine, podConfig *cri.PodSandboxConfig) {
 	m := mountHung(t)
-	p := e.run(t, e.podConfig(t, "hung"))
+	p := e.run(t, podConfig)
 	config := containerConfig("app", "echo begun; cat /hung/one & cat /hung/two")
 	config.Mounts = []*cri.Mount{{HostPath: m.dir, ContainerPath: "/hung"}}
 	c := p.create(t, config).start(t)
@@ -155,8 +171,23 @@ func TestHungFilesystem(t *testing.T) {
 		t.Errorf("after a restart the container is %s, %s", s.State, s.Reason)
 	}
 	began = time.Now()
+	if _, err := e.StopPodSandbox(t.Context(), &cri.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+		t.Fatal(err)
+	}
+	if s := p.status(t); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("a stopped pod is %s", s.State)
+	}
+	for _, gone := range []container{c, other} { // as kubelet's garbage collection does
+		if _, err := e.RemoveContainer(t.Context(), &cri.RemoveContainerRequest{ContainerId: gone.id}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	p.remove(t)
-	t.Logf("the pod was removed in %s", time.Since(began))
+	took := time.Since(began)
+	t.Logf("the pod was stopped and removed in %s", took)
+	if took > patience(6*time.Second) {
+		t.Errorf("to stop and remove the pod took %s", took)
+	}
 	if left := sh(t, "ip -o link | grep -c veth || true"); strings.TrimSpace(left) != "0" {
 		t.Errorf("%s interfaces are left", left)
 	}

@@ -60,7 +60,8 @@ type Config struct {
 	// SELinux is set where SELinux is on. Elsewhere labels mean nothing, and are left
 	// out: Kubernetes gives them to nodes of both kinds.
 	SELinux bool
-	// KnownLabel tells whether the policy has a label; nil does not ask.
+	// KnownLabel tells whether the policy has a label; nil does not ask. With it, and
+	// without SELinux, the policy is one that has no labels for containers.
 	KnownLabel func(label string) error
 	// Arch is the machine's architecture, in Go's words; "" is this program's.
 	Arch string

@@ -66,10 +66,12 @@ func (o *OCI) relabel(in isolator.App) []initproc.Relabel {
 	if own.Label == "" {
 		return nil
 	}
+	// Apps with labels of their own must not take what all have in common.
+	pods := initproc.Relabel{Label: o.fileLabel(isolator.App{Pod: in.Pod, App: &pod.App{}})}
 	shared := initproc.Relabel{Label: label("system_u", "object_r", fileType, "s0")}
 	for _, m := range podMounts(in) {
 		if m.Source != "/dev/shm" { // the host's
-			own.Paths = append(own.Paths, m.Source)
+			pods.Paths = append(pods.Paths, m.Source)
 		}
 	}
 	for _, m := range in.App.Mounts {
@@ -81,18 +83,41 @@ func (o *OCI) relabel(in isolator.App) []initproc.Relabel {
 			shared.Paths = append(shared.Paths, m.Source)
 		}
 	}
-	return slices.DeleteFunc([]initproc.Relabel{own, shared}, func(r initproc.Relabel) bool { return len(r.Paths) == 0 })
+	return slices.DeleteFunc([]initproc.Relabel{pods, own, shared}, func(r initproc.Relabel) bool { return len(r.Paths) == 0 })
 }
 
-// theHosts are directories that the host itself lives in: whoever gives them, or one
-// above, to an app must not make it theirs.
-var theHosts = []string{
-	"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/proc", "/root",
-	"/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/log", "/var/run", "/var/tmp",
+// theHosts are directories that the host itself lives in, with all below them; of
+// hostsAlone it is only what lies directly in them. Whoever gives them to an app must not
+// make them the app's.
+var (
+	theHosts = []string{
+		"/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sbin", "/sys", "/usr",
+	}
+	hostsAlone = []string{
+		"/", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var", "/var/cache", "/var/lib", "/var/lib/kubelet",
+		"/var/lib/kubelet/pods", "/var/log", "/var/log/pods", "/var/run", "/var/spool", "/var/tmp",
+	}
+)
+
+// ofTheHost tells whether a path is the host's or ours.
+func ofTheHost(in isolator.App, p string) bool {
+	if slices.Contains(hostsAlone, p) {
+		return true
+	}
+	state, run := path.Dir(path.Dir(in.Dir.Pod)), path.Dir(path.Dir(in.Dir.Run))
+	for _, dir := range append([]string{state, run}, theHosts...) {
+		if p == dir || strings.HasPrefix(p, dir+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // checkLabels finds what cannot work with SELinux.
 func (o *OCI) checkLabels(in isolator.App) error {
+	if explicit := in.App.Security.SELinux != nil || in.Pod.Security.SELinux != nil; explicit && !o.cfg.SELinux && o.cfg.KnownLabel != nil {
+		return invalid("security.selinux: the node's policy has no types for containers")
+	}
 	process, files := o.processLabel(in), o.fileLabel(in)
 	for _, l := range []string{process, files} {
 		if l == "" || o.cfg.KnownLabel == nil {
@@ -106,7 +131,7 @@ func (o *OCI) checkLabels(in isolator.App) error {
 		return nil
 	}
 	for _, m := range in.App.Mounts {
-		if (m.Relabel || m.RelabelShared) && m.Image == nil && slices.Contains(theHosts, path.Clean(m.Source)) {
+		if (m.Relabel || m.RelabelShared) && m.Image == nil && (ofTheHost(in, path.Clean(m.Source)) || ofTheHost(in, path.Clean(m.HostPath))) {
 			return invalid("mount %s: %s is the host's, and not given an app's SELinux label", m.Path, m.Source)
 		}
 	}

@@ -14,7 +14,7 @@ func labelled(app, whole *pod.SELinux, privileged bool, mounts ...pod.Mount) iso
 	return isolator.App{
 		Pod: &pod.Pod{ID: "aaaaaaaaaaaaaaaaaaaaaaaa", Security: pod.Security{SELinux: whole}},
 		App: &pod.App{Security: pod.Security{SELinux: app, Privileged: privileged}, Mounts: mounts},
-		Dir: isolator.Dirs{Pod: "/pod", Run: "/run/pod"},
+		Dir: isolator.Dirs{Pod: "/var/lib/gantry/pods/a", Run: "/run/gantry/pods/a"},
 	}
 }
 
@@ -53,7 +53,8 @@ func TestRelabel(t *testing.T) {
 	own, shared := pod.Mount{Source: "/data/own", Relabel: true}, pod.Mount{Source: "/data/all", RelabelShared: true}
 	in := labelled(&pod.SELinux{Level: "s0:c1"}, nil, false, own, shared, pod.Mount{Source: "/data/kept"}, pod.Mount{Image: &pod.Image{}, Relabel: true})
 	want := []initproc.Relabel{
-		{Label: "system_u:object_r:container_file_t:s0:c1", Paths: []string{"/run/pod/shm", "/data/own"}},
+		{Label: "system_u:object_r:container_file_t:" + pod.Level("aaaaaaaaaaaaaaaaaaaaaaaa"), Paths: []string{"/run/gantry/pods/a/shm"}},
+		{Label: "system_u:object_r:container_file_t:s0:c1", Paths: []string{"/data/own"}},
 		{Label: "system_u:object_r:container_file_t:s0", Paths: []string{"/data/all"}},
 	}
 	if got := o.relabel(in); !reflect.DeepEqual(got, want) {
@@ -62,11 +63,16 @@ func TestRelabel(t *testing.T) {
 	if err := o.checkLabels(in); err != nil {
 		t.Error(err)
 	}
-	for _, host := range []string{"/", "/etc", "/usr/", "/var/lib"} {
-		for _, m := range []pod.Mount{{Source: host, Relabel: true}, {Source: host, RelabelShared: true}} {
+	for _, host := range []string{"/", "/etc", "/usr/", "/usr/lib/systemd", "/var/lib", "/var/lib/gantry/images", "/run/gantry", "/dev/shm"} {
+		for _, m := range []pod.Mount{{Source: host, Relabel: true}, {Source: host, RelabelShared: true}, {Source: "/data", HostPath: host, Relabel: true}} {
 			if err := o.checkLabels(labelled(nil, nil, false, m)); !errors.Is(err, pod.ErrInvalid) {
 				t.Errorf("%+v: %v", m, err)
 			}
+		}
+	}
+	for _, p := range []string{"/data", "/var/lib/kubelet/pods/u/volumes/v", "/home/user/x", "/usrdata"} {
+		if err := o.checkLabels(labelled(nil, nil, false, pod.Mount{Source: p, HostPath: p, Relabel: true})); err != nil {
+			t.Error(err)
 		}
 	}
 	o.cfg.KnownLabel = func(label string) error {
@@ -77,5 +83,12 @@ func TestRelabel(t *testing.T) {
 	}
 	if err := o.checkLabels(in); !errors.Is(err, pod.ErrInvalid) {
 		t.Errorf("a label of files that is not there: %v", err)
+	}
+	o.cfg.SELinux = false // the policy has none of them
+	if err := o.checkLabels(in); !errors.Is(err, pod.ErrInvalid) {
+		t.Errorf("a label for a policy without types: %v", err)
+	}
+	if err := o.checkLabels(labelled(nil, nil, false)); err != nil {
+		t.Error(err)
 	}
 }

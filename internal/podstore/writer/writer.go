@@ -240,7 +240,11 @@ func (w *Writer) WriteExit(a *pod.App, e *pod.Exit) error {
 	if disk.Exists(path) {
 		return nil
 	}
-	return w.writeJSON(path, e)
+	data, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return disk.WriteOnce(path, data, 0o644)
 }
 
 func (w *Writer) writeJSON(path string, v any) error {
