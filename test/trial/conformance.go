@@ -61,7 +61,7 @@ func (t *trial) runConformance(ctx context.Context, v vm) (tally, error) {
 	if err != nil {
 		return tally{}, err
 	}
-	how := nodeE2E{focus: conformanceFocus, skip: conformanceSkip, procs: 8, engine: "gantry"}
+	how := nodeE2E{focus: conformanceFocus, skip: conformanceSkip, procs: 4, engine: "gantry"}
 	if err := t.installNodeE2E(ctx, v, how); err != nil {
 		return tally{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -116,10 +117,11 @@ func (t *trial) installNodeE2E(ctx context.Context, v vm, how nodeE2E) error {
 
 // nodeE2E runs specs in batches, so that a run can be cut off and taken up again.
 func (t *trial) nodeE2E(ctx context.Context, v vm, how nodeE2E) error {
-	specs, err := t.listSpecs(ctx, v, how)
+	list, err := t.listSpecs(ctx, v, how)
 	if err != nil {
 		return err
 	}
+	specs := names(list)
 	if how.missing {
 		if specs, err = missingSpecs(specs); err != nil {
 			return err
@@ -131,9 +133,11 @@ func (t *trial) nodeE2E(ctx context.Context, v vm, how nodeE2E) error {
 	}
 	todo := store.todo(specs, how.again)
 	t.say.line("%d specs, %d of them passed or were skipped before with the same sources", len(specs), len(specs)-len(todo))
-	for begun := time.Now(); len(todo) > 0 && (how.within == 0 || time.Since(begun) < how.within); {
-		batch := todo[:min(how.batch, len(todo))]
-		todo = todo[len(batch):]
+	begun := time.Now()
+	for _, batch := range batches(list, todo, how.batch) {
+		if how.within != 0 && time.Since(begun) >= how.within {
+			break
+		}
 		results, err := t.runBatch(ctx, v, how, batch)
 		if errors.Is(err, errNoSpec) { // its API server starts slowly where other work is under way
 			t.say.line("%v; trying once more", err)
@@ -142,6 +146,7 @@ func (t *trial) nodeE2E(ctx context.Context, v vm, how nodeE2E) error {
 		if err := errors.Join(err, store.add(results)); err != nil {
 			return err
 		}
+		todo = slices.DeleteFunc(todo, func(s string) bool { return slices.Contains(batch, s) })
 		t.say.line("%d specs to go after %s", len(todo), time.Since(begun).Round(time.Second))
 	}
 	outcome := store.of(specs)
@@ -174,8 +179,53 @@ func (how nodeE2E) command(procs int, focus, skip string, more ...string) string
 
 const nodeE2EReports = "/var/tmp/node-e2e"
 
+// listedSpec is one that could be run. Specs of a group stand on each other: the first
+// makes the pod that the others look at.
+type listedSpec struct{ name, group string }
+
+func names(list []listedSpec) (out []string) {
+	for _, l := range list {
+		out = append(out, l.name)
+	}
+	return out
+}
+
+// batches puts what is to be done into batches of about this size, groups whole.
+func batches(list []listedSpec, todo []string, size int) (out [][]string) {
+	groups := map[string][]string{}
+	wanted := map[string]bool{}
+	for _, name := range todo {
+		wanted[name] = true
+	}
+	for _, l := range list {
+		groups[l.group] = append(groups[l.group], l.name)
+	}
+	var batch []string
+	taken := map[string]bool{}
+	for _, l := range list {
+		if !wanted[l.name] || taken[l.name] {
+			continue
+		}
+		together := []string{l.name}
+		if l.group != "" {
+			together = groups[l.group]
+		}
+		if len(batch) > 0 && len(batch)+len(together) > size {
+			out, batch = append(out, batch), nil
+		}
+		batch = append(batch, together...)
+		for _, name := range together {
+			taken[name] = true
+		}
+	}
+	if len(batch) > 0 {
+		out = append(out, batch)
+	}
+	return out
+}
+
 // listSpecs asks the suite which specs would be run.
-func (t *trial) listSpecs(ctx context.Context, v vm, how nodeE2E) ([]string, error) {
+func (t *trial) listSpecs(ctx context.Context, v vm, how nodeE2E) ([]listedSpec, error) {
 	var reports []specReport
 	err := t.say.step("list the specs", func() error {
 		if out, err := v.output(ctx, how.command(1, how.focus, how.skip, "--dry-run")); err != nil {
@@ -185,13 +235,17 @@ func (t *trial) listSpecs(ctx context.Context, v vm, how nodeE2E) ([]string, err
 		reports, err = v.specReports(ctx)
 		return err
 	})
-	var names []string
+	var list []listedSpec
 	for _, r := range reports {
 		if r.Kind == "It" && r.State == "passed" {
-			names = append(names, r.name())
+			l := listedSpec{name: r.name()}
+			if r.Ordered {
+				l.group = strings.Join(r.Containers, "\n")
+			}
+			list = append(list, l)
 		}
 	}
-	return names, err
+	return list, err
 }
 
 var errNoSpec = errors.New("no spec was run")
@@ -246,6 +300,7 @@ type specReport struct {
 	Containers []string `json:"ContainerHierarchyTexts"`
 	Kind       string   `json:"LeafNodeType"`
 	Text       string   `json:"LeafNodeText"`
+	Ordered    bool     `json:"IsInOrderedContainer"`
 	State      string
 	RunTime    time.Duration
 	Failure    struct{ Message string }

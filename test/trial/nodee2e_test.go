@@ -26,6 +26,34 @@ func TestFocusOn(t *testing.T) {
 	}
 }
 
+// TestBatches: specs that stand on each other are run together, also where only one of
+// them is to be done.
+func TestBatches(t *testing.T) {
+	t.Parallel()
+	list := []listedSpec{{"a", ""}, {"b1", "b"}, {"b2", "b"}, {"b3", "b"}, {"c", ""}, {"d", ""}, {"e1", "e"}, {"e2", "e"}}
+	for name, c := range map[string]struct {
+		todo []string
+		want string
+	}{
+		"all":         {names(list), "a b1 b2 b3|c d e1 e2"},
+		"of a group":  {[]string{"b2", "d"}, "b1 b2 b3 d"},
+		"in two":      {[]string{"a", "c", "d", "e2", "b3"}, "a b1 b2 b3|c d e1 e2"},
+		"none":        {nil, ""},
+		"not a group": {[]string{"c"}, "c"},
+	} {
+		var got []string
+		for _, b := range batches(list, c.todo, 4) {
+			got = append(got, strings.Join(b, " "))
+		}
+		if strings.Join(got, "|") != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+	if got := batches([]listedSpec{{"x1", "x"}, {"x2", "x"}}, []string{"x1"}, 1); len(got) != 1 || len(got[0]) != 2 {
+		t.Errorf("a group larger than a batch: %q", got)
+	}
+}
+
 func TestSpecResult(t *testing.T) {
 	t.Parallel()
 	var reports []specReport
