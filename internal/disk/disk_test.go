@@ -128,3 +128,24 @@ func TestLock(t *testing.T) {
 		t.Errorf("after unlock: %v", err)
 	}
 }
+
+// TestWriteOnce: what is there stays, whole, and nothing is left beside it.
+func TestWriteOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "exit.json")
+	for _, text := range []string{"first", "second"} {
+		if err := WriteOnce(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "first" {
+		t.Errorf("there is %q, %v", got, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("left are %v, %v", left, err)
+	}
+	if err := WriteOnce(filepath.Join(dir, "none/x"), nil, 0o644); err == nil {
+		t.Error("written into a directory that is not there")
+	}
+}

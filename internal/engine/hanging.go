@@ -157,14 +157,10 @@ func threadOf(status, stat []byte) (t thread) {
 	return t
 }
 
-// onlyHangs tells whether nothing is left of apps but processes that hang.
-func (e *Engine) onlyHangs(apps ...*pod.App) bool {
+// onlyHang tells whether nothing is left in cgroups but processes that hang.
+func (e *Engine) onlyHang(cgroups ...string) bool {
 	some := false
-	for _, a := range apps {
-		dir, err := e.appCgroup(a)
-		if err != nil {
-			return false
-		}
+	for _, dir := range cgroups {
 		list, err := e.hangingIn(dir)
 		if err != nil {
 			return false
@@ -174,26 +170,27 @@ func (e *Engine) onlyHangs(apps ...*pod.App) bool {
 	return some
 }
 
-// podHangs tells the same of a pod: of all of its apps, also such as are removed, whose
-// units may be there still.
+// appHangs tells it of an app.
+func (e *Engine) appHangs(a *pod.App) bool {
+	dir, err := e.appCgroup(a)
+	return err == nil && e.onlyHang(dir)
+}
+
+// podHangs tells it of all apps of a pod, also of such as are removed, whose units may be
+// there still.
 func (e *Engine) podHangs(p *pod.Pod) bool {
-	dirs, err := filepath.Glob(filepath.Join(e.cfg.Cgroups, unit.CgroupOf(p.Slice), "gantry-app-*.service"))
+	slice := filepath.Join(e.cfg.Cgroups, unit.CgroupOf(p.Slice))
+	entries, err := os.ReadDir(slice)
 	if err != nil {
 		return false
 	}
-	some := false
-	for _, dir := range dirs {
-		id, _ := unit.AppID(filepath.Base(dir))
-		if e.ofAnother(p.ID, pod.ID(id)) {
-			continue
+	var cgroups []string
+	for _, entry := range entries {
+		if id, ok := unit.AppID(entry.Name()); ok && !e.ofAnother(p.ID, pod.ID(id)) {
+			cgroups = append(cgroups, filepath.Join(slice, entry.Name()))
 		}
-		list, err := e.hangingIn(dir)
-		if err != nil {
-			return false
-		}
-		some = some || len(list) > 0
 	}
-	return some
+	return e.onlyHang(cgroups...)
 }
 
 // ofAnother tells whether an app is known to be another pod's: pods may share a slice.
@@ -208,7 +205,7 @@ func (e *Engine) ofAnother(p, app pod.ID) bool {
 // name hang: both would use the same volumes.
 func (e *Engine) mayReplace(s pod.PodStatus, a *pod.App) error {
 	for _, old := range s.Apps {
-		if old.Name == a.Name && old.Exit != nil && old.Exit.Reason == pod.ReasonUnkillable && e.onlyHangs(old.App) {
+		if old.Name == a.Name && old.Exit != nil && old.Exit.Reason == pod.ReasonUnkillable && e.appHangs(old.App) {
 			return fmt.Errorf("start app %s: processes of %s hang in the kernel still (%s): %w", a.ID, old.ID, old.Exit.Message, pod.ErrUnavailable)
 		}
 	}
@@ -227,13 +224,19 @@ func (e *Engine) giveUp(ctx context.Context, s pod.AppStatus, cgroup string) err
 	if err := e.dropOutput(ctx, s.App); err != nil {
 		return err
 	}
-	// Who came in meanwhile was killed with the stop, or is now.
+	// Who came in meanwhile is killed now.
 	if err := e.killCgroup(s); err != nil {
 		return err
 	}
 	list, err := e.hangingIn(cgroup)
 	if err != nil {
 		return fmt.Errorf("kill app %s: %w: %w", s.ID, err, pod.ErrUnavailable)
+	}
+	if len(list) == 0 { // the kernel has let go of them meanwhile: the end is recorded as any other
+		if done, err := e.waitFor(ctx, s.ID, killTime); err != nil || done {
+			return err
+		}
+		return fmt.Errorf("kill app %s: its end is not recorded: %w", s.ID, pod.ErrUnavailable)
 	}
 	exit := e.hungExit(ctx, s, list)
 	e.log.Warn("giving up an app that cannot die", "app", s.ID, "code", exit.Code, "why", exit.Message)

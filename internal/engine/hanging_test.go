@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"gantry/internal/pod"
+	"gantry/internal/systemd"
 	"gantry/internal/unit"
 )
 
@@ -101,6 +102,32 @@ func TestHangingIn(t *testing.T) {
 	}
 }
 
+// TestCodeOfAnAppThatHangs: one whose main process ended by itself keeps its code.
+func TestCodeOfAnAppThatHangs(t *testing.T) {
+	t.Parallel()
+	w := newLiveWorld(t)
+	p := w.pod()
+	s := pod.AppStatus{App: w.app(p)}
+	list := []hanging{{7, "cat", ""}, {8, "c\nat", "x"}, {1, "", ""}, {2, "", ""}, {3, "", ""}, {4, "", ""}}
+	for _, c := range []struct {
+		state        systemd.State
+		code, signal int
+	}{
+		{systemd.State{MainPID: 7}, 137, 9},
+		{systemd.State{ExecCode: 1, ExecStatus: 3}, 3, 0},
+		{systemd.State{ExecCode: 2, ExecStatus: 9}, 137, 9},
+	} {
+		w.cfg.Systemd = &existing{w.manager.Fake, []systemd.State{c.state}}
+		exit := w.hungExit(t.Context(), s, list)
+		if exit.Code != c.code || exit.Signal != c.signal || exit.Reason != pod.ReasonUnkillable {
+			t.Errorf("%+v: %+v", c.state, exit)
+		}
+		if want := `7 ("cat"), 8 ("c\nat", in x), 1 (""), 2 (""), 3 (""), 1 more`; !strings.HasSuffix(exit.Message, want) {
+			t.Errorf("message %q", exit.Message)
+		}
+	}
+}
+
 // TestGivenUp: the end of an app that cannot die is recorded and told.
 func TestGivenUp(t *testing.T) {
 	t.Parallel()
@@ -115,7 +142,7 @@ func TestGivenUp(t *testing.T) {
 	if err != nil || s.Phase != pod.Running {
 		t.Fatalf("the app is %s, %v", s.Phase, err)
 	}
-	if !w.onlyHangs(a) || !w.podHangs(p) {
+	if !w.appHangs(a) || !w.podHangs(p) {
 		t.Error("it is not seen to hang")
 	}
 	cgroup := filepath.Join(w.cfg.Cgroups, unit.CgroupOf(p.Slice), unit.App(string(a.ID)))

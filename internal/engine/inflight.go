@@ -63,7 +63,7 @@ func (e *Engine) endStart(ctx context.Context, s pod.AppStatus) error {
 	if err := e.killCgroup(s); err != nil {
 		return err
 	}
-	err := e.stopUnit(ctx, unit.App(string(s.ID)), func() bool { return e.onlyHangs(s.App) })
+	err := e.stopUnit(ctx, unit.App(string(s.ID)), func() bool { return e.appHangs(s.App) })
 	return errors.Join(err, e.reloadApp(s.Pod, s.ID, false))
 }
 

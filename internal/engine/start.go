@@ -249,5 +249,5 @@ func (st *starting) stopUnit(ctx context.Context) error {
 	if err := st.e.killCgroup(st.a); err != nil {
 		return err
 	}
-	return st.e.stopUnless(ctx, unit.App(string(st.a.ID)), func() bool { return st.e.onlyHangs(st.a.App) })
+	return st.e.stopUnless(ctx, unit.App(string(st.a.ID)), func() bool { return st.e.appHangs(st.a.App) })
 }

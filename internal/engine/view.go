@@ -430,7 +430,7 @@ func (e *Engine) stopUnit(ctx context.Context, name string, hangs func() bool) e
 // stopAppUnits ends an app's unit and then what its failure started: that records
 // the end, takes a moment longer, and would look for an app that is no more.
 func (e *Engine) stopAppUnits(ctx context.Context, a *pod.App) error {
-	hangs := func() bool { return e.onlyHangs(a) }
+	hangs := func() bool { return e.appHangs(a) }
 	for _, name := range []string{unit.App(string(a.ID)), unit.Exit(string(a.ID))} {
 		if err := e.stopUnit(ctx, name, hangs); err != nil {
 			return err

@@ -70,6 +70,7 @@ func (m *hungMount) release() {
 }
 
 func (m *hungMount) serve() {
+	defer m.dev.Close()
 	buf := make([]byte, 1<<20)
 	for {
 		n, err := m.dev.Read(buf)
@@ -188,8 +189,8 @@ func hungPod(t *testing.T, e engine, podConfig *cri.PodSandboxConfig) {
 	if took > patience(6*time.Second) {
 		t.Errorf("to stop and remove the pod took %s", took)
 	}
-	if left := sh(t, "ip -o link | grep -c veth || true"); strings.TrimSpace(left) != "0" {
-		t.Errorf("%s interfaces are left", left)
+	if left, err := filepath.Glob("/sys/class/net/veth*"); err != nil || len(left) > 0 {
+		t.Errorf("interfaces are left: %v, %v", left, err)
 	}
 	if procs, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs")); err != nil || len(procs) == 0 {
 		t.Errorf("nothing hangs: %q, %v", procs, err)

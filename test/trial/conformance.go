@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -111,16 +112,9 @@ func printSpecs(out io.Writer, specs []string, done map[string]specResult) (tota
 			total.passed++
 		} else {
 			total.failed++
-			fmt.Fprintf(out, "    %s: %s\n", firstOf(r.State, notRun), oneLine(r.Reason))
+			fmt.Fprintf(out, "    %s: %s\n", cmp.Or(r.State, notRun), oneLine(r.Reason))
 		}
 		fmt.Fprintf(out, "--- %s: %s (%.2fs)\n", verdict, spec, r.Seconds)
 	}
 	return total
-}
-
-func firstOf(s, fallback string) string {
-	if s == "" {
-		return fallback
-	}
-	return s
 }

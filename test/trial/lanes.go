@@ -104,9 +104,8 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 func (t *trial) stopLanes(ctx context.Context, lanes [][]string) error {
 	var errs []error
 	for i := range lanes {
-		v := vm{laneName(t.name, i), ""}
-		v.dir = t.cache.path("vm", v.name)
-		errs = append(errs, v.stop(ctx))
+		name := laneName(t.name, i)
+		errs = append(errs, vm{name, t.cache.path("vm", name)}.stop(ctx))
 	}
 	return errors.Join(errs...)
 }
