@@ -51,7 +51,7 @@ func (e *Engine) createApp(ctx context.Context, podID pod.ID, spec AppSpec) (pod
 		}
 	}
 	began := time.Now()
-	app, secret, err := e.resolve(s.Pod, spec)
+	app, secret, err := e.resolve(ctx, s.Pod, spec)
 	if err == nil {
 		_, _, err = e.plan(s.Pod, app, secret, app.Resources, notYet)
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -10,7 +11,7 @@ import (
 
 // resolveCDI looks up devices of the Container Device Interface, and gives the app
 // what they need. It returns variables for its environment.
-func (e *Engine) resolveCDI(p *pod.Pod, a *pod.App, names []string) (env []string, err error) {
+func (e *Engine) resolveCDI(ctx context.Context, p *pod.Pod, a *pod.App, names []string) (env []string, err error) {
 	if len(names) == 0 {
 		return nil, nil
 	}
@@ -21,7 +22,7 @@ func (e *Engine) resolveCDI(p *pod.Pod, a *pod.App, names []string) (env []strin
 	if err := addCDIDevices(a, edits.Devices); err != nil {
 		return nil, fmt.Errorf("CDI: %w", err)
 	}
-	mounts, err := e.resolveMounts(edits.Mounts)
+	mounts, err := e.resolveMounts(ctx, edits.Mounts)
 	if err != nil {
 		return nil, fmt.Errorf("CDI: %w", err)
 	}

@@ -56,6 +56,9 @@ type Config struct {
 
 	// Init is the path of gantry-init.
 	Init string
+	// HostPathHelper is a gantry-init that looks up paths of the host which may be on
+	// dead file systems; "" looks in this process.
+	HostPathHelper string
 	// Cgroups is where the cgroup file system is; "" is /sys/fs/cgroup.
 	Cgroups string
 	// Handlers are further names of isolators: what a RuntimeClass calls them.
@@ -90,6 +93,7 @@ type Engine struct {
 	joins  joins
 	stops  stops
 	usage  *usage
+	paths  hostPaths
 
 	life context.Context // ends with Close
 	end  context.CancelFunc
@@ -126,6 +130,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	e.life, e.end = context.WithCancel(context.WithoutCancel(ctx))
 	e.usage = newUsage(e.life)
 	e.joins.log = e.log
+	e.paths.helper, e.paths.limit = cfg.HostPathHelper, hostPathLimit
 	e.view.entries = map[pod.ID]*entry{}
 	e.view.owner = map[pod.ID]pod.ID{}
 	for _, i := range cfg.Isolators {

@@ -18,7 +18,7 @@ func planID(n int) pod.ID {
 // Plan tells what CreatePod, CreateApp and StartApp would write and start. It
 // looks at images, users, mounts and devices as they would, so it finds the same
 // errors, and it changes nothing. Images must be in the store.
-func (e *Engine) Plan(_ context.Context, p pod.Pod, apps []AppSpec) (string, error) {
+func (e *Engine) Plan(ctx context.Context, p pod.Pod, apps []AppSpec) (string, error) {
 	iso, err := e.isolatorOf(p.Handler)
 	if err != nil {
 		return "", err
@@ -34,7 +34,7 @@ func (e *Engine) Plan(_ context.Context, p pod.Pod, apps []AppSpec) (string, err
 	var b strings.Builder
 	fmt.Fprintf(&b, "# pod %s\n%s", p.Name, sandbox.Text())
 	for i, spec := range apps {
-		app, secret, err := e.resolve(&p, spec)
+		app, secret, err := e.resolve(ctx, &p, spec)
 		if err != nil {
 			return "", fmt.Errorf("plan app %s: %w", spec.Name, err)
 		}

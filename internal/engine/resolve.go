@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,7 +24,7 @@ const defaultStopTimeout = 30 * time.Second
 
 // resolve looks up everything that a plan must not: users and defaults in the
 // image, sources of mounts and devices on the host.
-func (e *Engine) resolve(p *pod.Pod, s AppSpec) (*pod.App, pod.Secret, error) {
+func (e *Engine) resolve(ctx context.Context, p *pod.Pod, s AppSpec) (*pod.App, pod.Secret, error) {
 	img, err := e.cfg.Images.Image(s.Image)
 	if err != nil {
 		return nil, pod.Secret{}, err
@@ -53,13 +54,13 @@ func (e *Engine) resolve(p *pod.Pod, s AppSpec) (*pod.App, pod.Secret, error) {
 	if err := e.resolveUser(a, img, s); err != nil {
 		return nil, pod.Secret{}, err
 	}
-	if a.Mounts, err = e.resolveMounts(s.Mounts); err != nil {
+	if a.Mounts, err = e.resolveMounts(ctx, s.Mounts); err != nil {
 		return nil, pod.Secret{}, err
 	}
 	if a.Devices, err = resolveDevices(s); err != nil {
 		return nil, pod.Secret{}, err
 	}
-	more, err := e.resolveCDI(p, a, s.CDI)
+	more, err := e.resolveCDI(ctx, p, a, s.CDI)
 	if err != nil {
 		return nil, pod.Secret{}, err
 	}
@@ -180,7 +181,7 @@ func mergeEnv(image, caller []string) []string {
 	return out
 }
 
-func (e *Engine) resolveMounts(mounts []pod.Mount) ([]pod.Mount, error) {
+func (e *Engine) resolveMounts(ctx context.Context, mounts []pod.Mount) ([]pod.Mount, error) {
 	out := slices.Clone(mounts)
 	for i := range out {
 		m := &out[i]
@@ -193,9 +194,9 @@ func (e *Engine) resolveMounts(mounts []pod.Mount) ([]pod.Mount, error) {
 			}
 			continue
 		}
-		source, err := filepath.EvalSymlinks(m.HostPath)
+		source, err := e.paths.find(ctx, m.HostPath)
 		if err != nil {
-			return nil, fmt.Errorf("mount %s on %s: %w: %w", m.HostPath, m.Path, pod.ErrInvalid, pathCause(err))
+			return nil, fmt.Errorf("mount %s on %s: %w", m.HostPath, m.Path, err)
 		}
 		m.Source = source
 	}

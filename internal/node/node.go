@@ -105,7 +105,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		Root: o.Root, Run: o.Run, Log: o.Log,
 		Systemd: manager, Images: images, Network: pods, Stdio: stdio.Client{},
 		Isolators: []isolator.Isolator{iso}, Isolator: o.Isolator,
-		Init: Init, Handlers: o.Handlers, CDIDirs: o.CDIDirs, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
+		Init: Init, HostPathHelper: Init, Handlers: o.Handlers, CDIDirs: o.CDIDirs, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
 	})
 	if err != nil {
 		return nil, errors.Join(err, manager.Close())

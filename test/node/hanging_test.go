@@ -225,3 +225,30 @@ func TestHungDaemonOfThePod(t *testing.T) {
 		t.Errorf("after %s the container is %s, %d, %s: %q", time.Since(began), s.State, s.ExitCode, s.Reason, s.Message)
 	}
 }
+
+// TestHungHostPath: the path of a volume is below a mount that hangs. The create fails,
+// a second one does not pile up on the first, and gantry-cri can be started again.
+func TestHungHostPath(t *testing.T) {
+	guard(t)
+	needsGantry(t) // the peers look such a path up themselves
+	e := dial(t)
+	m := mountHung(t)
+	p := e.run(t, e.podConfig(t, "below"))
+	config := containerConfig("app", "exit 0")
+	config.Mounts = []*cri.Mount{{HostPath: m.dir + "/volume", ContainerPath: "/hung"}}
+	for range 2 {
+		_, err := e.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
+		if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "has not answered") {
+			t.Errorf("a volume of a dead file system: %v", err)
+		}
+	}
+	if n := m.waiting.Load(); n != 1 {
+		t.Errorf("%d lookups wait, want 1", n)
+	}
+	p.runScript(t, "other", "exit 3").wait(t, 20*time.Second)
+	began := time.Now()
+	sh(t, "systemctl restart gantry-cri.service")
+	if took := time.Since(began); took > patience(10*time.Second) {
+		t.Errorf("a restart took %s", took)
+	}
+}

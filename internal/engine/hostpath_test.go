@@ -1,0 +1,85 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"gantry/internal/pod"
+)
+
+// helperOf writes a program that stands for gantry-init.
+func helperOf(t *testing.T, script string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "helper")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestHostPathFromTheCache(t *testing.T) {
+	t.Parallel()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir+"/real", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("real", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir + "/link"); err != nil {
+		t.Fatal(err)
+	}
+	got, ok := cachedPath(dir + "/link")
+	if !ok {
+		t.Skip("this kernel or file system does not look up by its cache alone")
+	}
+	if want := dir + "/real"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got, ok := cachedPath(dir + "/none"); ok {
+		t.Errorf("a path that is not there: got %s", got)
+	}
+}
+
+func TestHostPathOfTheHelper(t *testing.T) {
+	t.Parallel()
+	h := hostPaths{helper: helperOf(t, `echo '{"path": "/found"}'`), limit: time.Minute}
+	if got, err := h.find(t.Context(), "/none/of/these"); got != "/found" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	h = hostPaths{helper: helperOf(t, `echo '{"errno": 2}'`), limit: time.Minute}
+	_, err := h.find(t.Context(), "/none/of/these")
+	if !errors.Is(err, pod.ErrInvalid) || !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("got %v", err)
+	}
+	h = hostPaths{helper: helperOf(t, `echo broken >&2; exit 1`), limit: time.Minute}
+	if _, err := h.find(t.Context(), "/none/of/these"); err == nil || errors.Is(err, pod.ErrInvalid) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestHostPathThatHangs: who asks is told in time, and one helper waits, not many.
+func TestHostPathThatHangs(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	// The pipe is held open by a child, as a process that cannot die holds it.
+	helper := helperOf(t, "echo x >>"+dir+"/asked; sleep 5 & trap '' TERM; wait")
+	h := hostPaths{helper: helper, limit: 200 * time.Millisecond}
+	for range 3 {
+		_, err := h.find(t.Context(), "/none/of/these")
+		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, pod.ErrInvalid) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if asked, err := os.ReadFile(dir + "/asked"); err != nil || len(asked) != 2 {
+		t.Errorf("helpers: %q, %v", asked, err)
+	}
+}
