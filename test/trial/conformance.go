@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -32,8 +33,33 @@ func readChosen(repo string) (specs []string, err error) {
 	return specs, nil
 }
 
+// deadlineVariable holds the time, in seconds since 1970, when whoever runs all suites
+// ends them.
+const deadlineVariable = "GANTRY_TEST_DEADLINE"
+
+// conformanceTakes is how long the suite takes on a slow machine.
+const conformanceTakes = 20 * time.Minute
+
+// lacksTime says why the suite is not begun any more, "" if there is time for it.
+func lacksTime(deadline string, now time.Time) (string, error) {
+	if deadline == "" {
+		return "", nil
+	}
+	seconds, err := strconv.ParseInt(deadline, 10, 64)
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", deadlineVariable, err)
+	}
+	if left := time.Unix(seconds, 0).Sub(now); left < conformanceTakes {
+		return fmt.Sprintf("%s are left, and it may take %s", left.Round(time.Second), conformanceTakes), nil
+	}
+	return "", nil
+}
+
 // lacksConformance says why the suite cannot be run now, "" if it can.
-func (t *trial) lacksConformance(ctx context.Context) (string, error) {
+func (t *trial) lacksConformance(ctx context.Context, now time.Time) (string, error) {
+	if lacks, err := lacksTime(os.Getenv(deadlineVariable), now); lacks != "" || err != nil {
+		return lacks, err
+	}
 	for _, p := range []peer{nodeSuitePeer(), kubeletPeer(), agnhostPeer()} {
 		dir, err := p.cached(ctx, t)
 		if err != nil {

@@ -55,3 +55,16 @@ func TestSpecsAsTests(t *testing.T) {
 		t.Errorf("counted %s", n)
 	}
 }
+
+func TestConformanceIsNotBegunTooLate(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_000_000, 0)
+	for deadline, want := range map[string]bool{"": false, "1003600": false, "1000600": true, "999000": true} {
+		if why, err := lacksTime(deadline, now); err != nil || (why != "") != want {
+			t.Errorf("deadline %q: %q, %v", deadline, why, err)
+		}
+	}
+	if _, err := lacksTime("soon", now); err == nil {
+		t.Error("a deadline that is no number was taken")
+	}
+}

@@ -68,7 +68,14 @@ func TestEverySuiteIsInOneLane(t *testing.T) {
 				t.Parallel()
 				lanes, free, last := lanesOf(serial, long)
 				got := slices.Concat(slices.Concat(lanes...), free, last, []string{conformanceSuite})
-				want := suites()
+				var want []string
+				for _, suite := range suites() {
+					if parts := partsOf(suite); slices.Contains(got, suite+"-1") {
+						want = append(want, parts...)
+					} else {
+						want = append(want, suite)
+					}
+				}
 				slices.Sort(got)
 				slices.Sort(want)
 				if !slices.Equal(got, want) {

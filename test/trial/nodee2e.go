@@ -91,7 +91,7 @@ func (t *trial) installNodeE2E(ctx context.Context, v vm, how nodeE2E) error {
 		if err != nil {
 			return err
 		}
-		if err := t.say.step("push "+filepath.Base(p.packages[0])+" to "+v.name, func() error { return v.push(ctx, dir, "/usr/local/bin") }); err != nil {
+		if err := t.pushPeer(ctx, v, filepath.Base(p.packages[0]), dir); err != nil {
 			return err
 		}
 	}

@@ -93,9 +93,32 @@ func runPeer(ctx context.Context, t *trial, name string, p peer, args []string) 
 		fmt.Println(dir)
 		return nil
 	}
+	return t.pushPeer(ctx, v, name, dir)
+}
+
+func (t *trial) pushPeer(ctx context.Context, v vm, name, dir string) error {
 	return t.say.step(fmt.Sprintf("push %s to %s:/usr/local/bin", name, v.name), func() error {
 		return v.push(ctx, dir, "/usr/local/bin")
 	})
+}
+
+// kubeletToo puts the kubelet into a VM that has none if it is built and tests want it.
+func (t *trial) kubeletToo(ctx context.Context, v vm, suites []string) error {
+	wants := slices.ContainsFunc(suites, func(name string) bool {
+		whole, _, _ := wholeOf(name)
+		return packageOf(whole) == "node"
+	})
+	if !wants {
+		return nil
+	}
+	if _, err := v.output(ctx, "test -e /usr/local/bin/kubelet"); err == nil {
+		return nil
+	}
+	dir, err := kubeletPeer().cached(ctx, t)
+	if err != nil || !exists(dir) {
+		return err // the tests that lack it say so
+	}
+	return t.pushPeer(ctx, v, "kubelet", dir)
 }
 
 // cached is the directory of the cache with the peer's programs, if they were built

@@ -69,7 +69,7 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 	flags.BoolVar(&how.long, "long", false, "do all of what takes many minutes: thousands of ends, of lines, of descriptors")
 	flags.DurationVar(&how.limit, "timeout", 0, fmt.Sprintf("end the tests after this long (default an hour, %s with --long)", longLimit))
 	flags.StringVar(&how.engine, "cri", "", "try the tests themselves on another engine, at this endpoint; implies --suite node")
-	only := flags.String("suite", "", "only this suite: "+strings.Join(suites(), " or "))
+	only := flags.String("suite", "", "only this suite: "+strings.Join(suites(), " or ")+"; node-1 is the first part of node")
 	keep := flags.Bool("keep", false, "leave the VM up at the end if this command booted it")
 	noInstall := flags.Bool("no-install", false, "test what is installed in the VM already")
 	if err := flags.Parse(args); err != nil {
@@ -107,6 +107,9 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 			return err
 		}
 	}
+	if err := t.kubeletToo(ctx, v, chosen); err != nil {
+		return err
+	}
 	if !booted {
 		if err := t.clear(ctx, v); err != nil {
 			return err
@@ -120,9 +123,10 @@ func chooseSuites(only string, how suiteRun) ([]string, error) {
 	switch {
 	case how.engine != "":
 		return []string{"node"}, nil
-	case only != "" && !slices.Contains(suites(), only):
-		return nil, fmt.Errorf("suite %q is unknown: use %s", only, strings.Join(suites(), " or "))
 	case only != "":
+		if whole, _, _ := wholeOf(only); !slices.Contains(suites(), whole) {
+			return nil, fmt.Errorf("suite %q is unknown: use %s", only, strings.Join(suites(), " or "))
+		}
 		return []string{only}, nil
 	}
 	return slices.DeleteFunc(suites(), func(s string) bool {
@@ -211,6 +215,8 @@ func (t *trial) runSuite(ctx context.Context, v vm, suite string, how suiteRun) 
 	case conformanceSuite:
 		return t.runConformance(ctx, v)
 	}
+	name := suite
+	suite, part, of := wholeOf(name)
 	if err := t.pushSuite(ctx, v, packageOf(suite)); err != nil {
 		return tally{}, err
 	}
@@ -221,14 +227,18 @@ func (t *trial) runSuite(ctx context.Context, v vm, suite string, how suiteRun) 
 		if err != nil {
 			return tally{}, err
 		}
-		options = wholeSuite(list, suite)
+		only, err := t.onlyPart(ctx, v, suite, part, of)
+		if err != nil {
+			return tally{}, err
+		}
+		options = only + wholeSuite(list, suite)
 	}
 	result, err := t.runProgram(ctx, v, packageOf(suite), "", options, how)
 	var told *remoteError
 	if err != nil && !errors.As(err, &told) {
 		return result, err
 	}
-	return result, t.sum(suite, result, start, err)
+	return result, t.sum(name, result, start, err)
 }
 
 // wholeSuite are the options that choose all of a suite but what is left out.
