@@ -158,9 +158,8 @@ func memoryMetrics() []metric[measured] {
 		value("container_memory_failcnt", counter, "How often the memory limit was reached", func(s measured) uint64 { return s.m.MemoryLimitHits }),
 		value("container_oom_events_total", counter, "Processes killed for want of memory", func(s measured) uint64 { return s.m.OOMKills }),
 		{"container_memory_failures_total", "Page faults, minor and major", counter, []string{"failure_type", "scope"}, pageFaults},
-		{"container_hugetlb_usage_bytes", "Huge pages in use", gauge, []string{"pagesize"}, hugepages},
-		// The kernel keeps no peak of these: there is a name and no value.
-		{"container_hugetlb_max_usage_bytes", "The most huge pages that were in use", gauge, []string{"pagesize"}, func(measured) []sample { return nil }},
+		{"container_hugetlb_usage_bytes", "Huge pages in use", gauge, []string{"pagesize"}, hugepages(func(h engine.HugepageUsage) uint64 { return h.Bytes })},
+		{"container_hugetlb_max_usage_bytes", "The most huge pages in use that were read since gantry-cri started", gauge, []string{"pagesize"}, hugepages(func(h engine.HugepageUsage) uint64 { return h.Peak })},
 	}
 }
 
@@ -173,11 +172,13 @@ func pageFaults(s measured) (out []sample) {
 	return out
 }
 
-func hugepages(s measured) (out []sample) {
-	for _, h := range s.m.Hugepages {
-		out = append(out, sample{h.Bytes, []string{h.Size}})
+func hugepages(read func(engine.HugepageUsage) uint64) func(measured) []sample {
+	return func(s measured) (out []sample) {
+		for _, h := range s.m.Hugepages {
+			out = append(out, sample{read(h), []string{h.Size}})
+		}
+		return out
 	}
-	return out
 }
 
 // pressureMetrics have no value on a kernel without PSI.

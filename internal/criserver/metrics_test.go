@@ -96,6 +96,7 @@ func TestMetrics(t *testing.T) {
 		"container_memory_failures_total" + ofApp + `,failure_type="pgmajfault",scope="hierarchy"}`:                 0,
 		"container_memory_max_usage_bytes" + ofApp + "}":                                                            14,
 		"container_hugetlb_usage_bytes" + ofApp + `,pagesize="2MB"}`:                                                4 << 20,
+		"container_hugetlb_max_usage_bytes" + ofApp + `,pagesize="2MB"}`:                                            6 << 20,
 		"container_pressure_cpu_waiting_seconds_total" + ofApp + "}":                                                0,
 		"container_sockets" + ofApp + "}":                                                                           19,
 		"container_ulimits_soft" + ofApp + `,ulimit="max_open_files"}`:                                              1024,

@@ -94,6 +94,7 @@ type Engine struct {
 	stops  stops
 	usage  *usage
 	paths  hostPaths
+	peaks  peaks
 
 	life context.Context // ends with Close
 	end  context.CancelFunc

@@ -48,6 +48,7 @@ type DeviceIO struct {
 type HugepageUsage struct {
 	Size  string
 	Bytes uint64
+	Peak  uint64 // the most that was read since this program started: the kernel keeps none
 }
 
 // Filesystem that holds the writable layers.
@@ -68,6 +69,7 @@ func (e *Engine) AppMetrics(ctx context.Context, id pod.ID) (Metrics, error) {
 		return Metrics{}, fmt.Errorf("metrics of app %s: %w", id, err)
 	}
 	m.Cgroup = e.cgroupName(dir)
+	e.peaks.raise(id, m.Hugepages)
 	crowd := &crowd{left: crowdLimit, open: true}
 	crowd.count(ctx, dir)
 	m.Processes, m.Files, m.Sockets = crowd.processes, crowd.files, crowd.sockets

@@ -116,7 +116,7 @@ func TestCgroupMetrics(t *testing.T) {
 	if len(m.Devices) != 2 || m.Devices[1] != disk {
 		t.Errorf("devices: %+v", m.Devices)
 	}
-	if want := []HugepageUsage{{"1GB", 0}, {"2MB", 4 << 20}}; !slices.Equal(m.Hugepages, want) {
+	if want := []HugepageUsage{{"1GB", 0, 0}, {"2MB", 4 << 20, 0}}; !slices.Equal(m.Hugepages, want) {
 		t.Errorf("huge pages: %+v", m.Hugepages)
 	}
 	delete(files, "memory.current")
@@ -188,5 +188,28 @@ func TestFilesystemOf(t *testing.T) {
 	}
 	if f := filesystemOf("/nowhere"); f != (Filesystem{}) {
 		t.Errorf("got %+v", f)
+	}
+}
+
+func TestHugepagePeaks(t *testing.T) {
+	t.Parallel()
+	var p peaks
+	read := func(bytes uint64) uint64 {
+		now := []HugepageUsage{{"1GB", 1, 0}, {"2MB", bytes, 0}}
+		p.raise("a", now)
+		return now[1].Peak
+	}
+	for _, step := range []struct{ bytes, want uint64 }{{5, 5}, {3, 5}, {7, 7}, {0, 7}} {
+		if got := read(step.bytes); got != step.want {
+			t.Errorf("with %d in use the peak is %d, want %d", step.bytes, got, step.want)
+		}
+	}
+	p.forget("a")
+	if got := read(2); got != 2 || len(p.known) != 1 {
+		t.Errorf("of a new app the peak is %d; %v is kept", got, p.known)
+	}
+	p.raise("b", nil)
+	if len(p.known) != 1 {
+		t.Errorf("an app without huge pages is kept: %v", p.known)
 	}
 }

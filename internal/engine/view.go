@@ -449,6 +449,7 @@ func (e *Engine) dropLocked(id pod.ID) {
 	if t := e.view.entries[id]; t != nil {
 		for app := range t.apps {
 			delete(e.view.owner, app)
+			e.peaks.forget(app)
 		}
 	}
 	delete(e.view.entries, id)
@@ -474,6 +475,7 @@ func (e *Engine) reloadAppLocked(p, id pod.ID, running bool) error {
 	if errors.Is(err, pod.ErrNotFound) {
 		delete(t.apps, id)
 		delete(e.view.owner, id)
+		e.peaks.forget(id)
 		return nil
 	}
 	if err != nil {

@@ -407,7 +407,7 @@ func (f *Fake) AppMetrics(ctx context.Context, id pod.ID) (engine.Metrics, error
 		MemoryCache: 11, MemoryKernel: 12, MemoryMapped: 13, MemoryPeak: 14, MemoryLimitHits: 15, OOMKills: 16,
 		PidsLimit: 100, Processes: 17, Files: 18, Sockets: 19, OpenFilesLimit: 1024,
 		Devices:   []engine.DeviceIO{{Device: "/dev/vda", Major: 254, Minor: 1, ReadBytes: 20, WrittenBytes: 21, Reads: 22, Writes: 23}},
-		Hugepages: []engine.HugepageUsage{{Size: "2MB", Bytes: 4 << 20}},
+		Hugepages: []engine.HugepageUsage{{Size: "2MB", Bytes: 4 << 20, Peak: 6 << 20}},
 		Rootfs:    engine.Filesystem{Device: "/dev/vda", Bytes: 1 << 40, Inodes: 1000, FreeInodes: 900},
 	}, nil
 }
