@@ -76,7 +76,7 @@ func (c *createFlags) addPod(f *pflag.FlagSet) {
 func (c *createFlags) addApp(f *pflag.FlagSet) {
 	f.StringArrayVarP(&c.env, "env", "e", nil, "set a variable, `NAME=VALUE`, or NAME to pass on the caller's; may be repeated")
 	f.StringArrayVar(&c.envFiles, "env-file", nil, "set the variables in `FILE`, one NAME=VALUE a line; may be repeated")
-	f.StringArrayVarP(&c.volumes, "volume", "v", nil, "mount a path of the host, `SOURCE:TARGET[:ro]`; may be repeated")
+	f.StringArrayVarP(&c.volumes, "volume", "v", nil, "mount a path of the host, `SOURCE:TARGET[:OPTIONS]`, options of ro, rro, noexec, nodev, nosuid, rslave, rshared, z and Z (SELinux), with commas; may be repeated")
 	f.StringArrayVar(&c.devices, "device", nil, "give a device, `SOURCE[:TARGET[:rwm]]` of the host or vendor/class=name of a CDI specification; may be repeated")
 	f.StringVarP(&c.user, "user", "u", "", "run as `USER[:GROUP]`, names or numbers; default: the image's")
 	f.StringVarP(&c.workdir, "workdir", "w", "", "working `DIRECTORY` inside; default: the image's")

@@ -68,7 +68,7 @@ func parsePort(s string) (int32, error) {
 func parseVolume(s string) (pod.Mount, error) {
 	parts := strings.Split(s, ":")
 	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
-		return pod.Mount{}, errors.New("want SOURCE:TARGET[:ro]")
+		return pod.Mount{}, errors.New("want SOURCE:TARGET[:OPTIONS]")
 	}
 	m := pod.Mount{HostPath: parts[0], Path: parts[1]}
 	if !filepath.IsAbs(m.HostPath) {
