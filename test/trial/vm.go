@@ -156,8 +156,8 @@ func freePort() (int, error) {
 // wait returns when ssh answers in the VM and, unless bootID is empty, it is
 // another boot than that one.
 func (v vm) wait(ctx context.Context, bootID string, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
+	late := time.NewTimer(limit)
+	defer late.Stop()
 	for {
 		if v.pid() == 0 {
 			return fmt.Errorf("wait for ssh: qemu has ended; the last of its console:\n%s", tail(v.read("serial.log"), 20))
@@ -171,6 +171,8 @@ func (v vm) wait(ctx context.Context, bootID string, limit time.Duration) error 
 		}
 		select {
 		case <-ctx.Done():
+			return fmt.Errorf("wait for ssh: %w", context.Cause(ctx))
+		case <-late.C:
 			return fmt.Errorf("wait for ssh: none after %s; look at: go run ./test/trial --name %s logs", limit, v.name)
 		case <-time.After(200 * time.Millisecond):
 		}
