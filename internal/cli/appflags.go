@@ -207,7 +207,7 @@ func (c *createFlags) podMaps(p *pod.Pod) error {
 	if p.Sysctls, err = optionalPairs("sysctl", c.sysctls); err != nil {
 		return err
 	}
-	p.Handler = handlerOf(c.isolator, p.Annotations)
+	p.Handler = c.isolator
 	for _, s := range c.publish {
 		port, err := parsePublish(s)
 		if err != nil {

@@ -98,7 +98,7 @@ func podFromManifest(m *manifest.Pod) pod.Pod {
 	p := pod.Pod{
 		Owner: pod.OwnerCLI, Name: m.Metadata.Name, Namespace: m.NamespaceOrDefault(),
 		Labels: m.Metadata.Labels, Annotations: m.Metadata.Annotations,
-		Handler: handlerOf(m.Spec.RuntimeClassName, m.Metadata.Annotations), Hostname: m.Spec.Hostname,
+		Handler: m.Spec.RuntimeClassName, Hostname: m.Spec.Hostname,
 		Namespaces: pod.Namespaces{Network: pod.NamespacePod, PID: pod.NamespaceApp, IPC: pod.NamespacePod},
 		Security:   defaultSecurity(),
 	}

@@ -54,24 +54,11 @@ const (
 	defaultNamespace = "default"
 	// annotationInit marks init apps, so that run-prepared knows them.
 	annotationInit = "gantry.io/init"
-	// annotationIsolator chooses the isolator; the second one is rkt's.
-	annotationIsolator = "gantry.io/isolator"
-	annotationStage1   = "rkt.alpha.kubernetes.io/stage1-name-override"
 
 	cpuPeriod = 100_000 // microseconds, the kernel's default
 )
 
 func isInit(a pod.AppStatus) bool { return a.Annotations[annotationInit] == "true" }
-
-// handlerOf is the isolator a pod asks for: by name, or by annotation.
-func handlerOf(asked string, annotations map[string]string) string {
-	for _, h := range []string{asked, annotations[annotationIsolator], annotations[annotationStage1]} {
-		if h != "" {
-			return h
-		}
-	}
-	return ""
-}
 
 // defaultSecurity is stricter than Kubernetes' default: the runtime's seccomp and
 // AppArmor profiles apply unless something else is asked for.

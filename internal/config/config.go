@@ -29,6 +29,8 @@ type Config struct {
 
 	Isolator        string
 	Handlers        []string
+	WeakerSpaces    []string
+	WeakerLabels    []string
 	OCIRuntime      []string
 	OCITimeout      time.Duration
 	OCIAppArmor     string
@@ -83,6 +85,8 @@ func (c *Config) Options() []Option {
 
 		{"isolator.default", "how pods run that do not say it themselves", &textValue{&c.Isolator, given}},
 		{"isolator.handlers", "further names of isolators for the handler of a RuntimeClass, each NAME=ISOLATOR", &listValue{&c.Handlers, handler}},
+		{"isolator.weaker-namespaces", "pods of these namespaces may choose an isolator that isolates less than the default one; * is all", &listValue{&c.WeakerSpaces, given}},
+		{"isolator.weaker-labels", "pods with one of these labels, NAME=VALUE, may do so too; who makes pods gives them labels", &listValue{&c.WeakerLabels, label}},
 		{"oci.runtime", "command line of the OCI runtime up to its subcommand; empty is crun with its cgroup manager switched off", &listValue{&c.OCIRuntime, anything}},
 		{"oci.timeout", "how long the OCI runtime may take to create or start an app; more than 100s is taken for 100s", &durationValue{&c.OCITimeout, time.Second}},
 		{"oci.apparmor", "AppArmor profile of apps that ask for the default one; it must be loaded. Empty is gantry-default where AppArmor is on; unconfined is none", &textValue{&c.OCIAppArmor, anything}},

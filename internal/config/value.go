@@ -262,6 +262,13 @@ func handler(s string) error {
 	return nil
 }
 
+func label(s string) error {
+	if name, _, ok := strings.Cut(s, "="); !ok || name == "" {
+		return errors.New("want NAME=VALUE")
+	}
+	return nil
+}
+
 func absolute(s string) error {
 	if !filepath.IsAbs(s) {
 		return fmt.Errorf("%q: want an absolute path", s)

@@ -29,6 +29,7 @@ func code(err error) codes.Code {
 		{pod.ErrUnsupported, codes.Unimplemented},
 		{pod.ErrUnavailable, codes.Unavailable},
 		{pod.ErrNotOwner, codes.PermissionDenied},
+		{pod.ErrForbidden, codes.PermissionDenied},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{context.Canceled, codes.Canceled},
 	} {

@@ -63,6 +63,7 @@ type Config struct {
 	Cgroups string
 	// Handlers are further names of isolators: what a RuntimeClass calls them.
 	Handlers map[string]string
+	Weaker   Weaker
 	// Sys is where the kernel tells of the machine; "" is /sys.
 	Sys string
 	// Proc is where it tells of processes; "" is /proc.
@@ -204,21 +205,6 @@ func (e *Engine) Features() []IsolatorFeatures {
 type IsolatorFeatures struct {
 	Name     string
 	Features isolator.Features
-}
-
-// isolatorOf chooses a pod's isolator: the handler it asks for, or the default.
-func (e *Engine) isolatorOf(handler string) (isolator.Isolator, error) {
-	if handler == "" {
-		handler = e.cfg.Isolator
-	}
-	if name, ok := e.cfg.Handlers[handler]; ok {
-		handler = name
-	}
-	i, ok := e.iso[handler]
-	if !ok {
-		return nil, fmt.Errorf("isolator %q: %w", handler, pod.ErrNotFound)
-	}
-	return i, nil
 }
 
 func (e *Engine) runDir(id pod.ID) string { return podRunDir(e.cfg.Run, id) }

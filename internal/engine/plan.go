@@ -19,7 +19,7 @@ func planID(n int) pod.ID {
 // looks at images, users, mounts and devices as they would, so it finds the same
 // errors, and it changes nothing. Images must be in the store.
 func (e *Engine) Plan(ctx context.Context, p pod.Pod, apps []AppSpec) (string, error) {
-	iso, err := e.isolatorOf(p.Handler)
+	iso, err := e.choose(&p)
 	if err != nil {
 		return "", err
 	}

@@ -41,7 +41,7 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 	if id, ok, err := e.settleTwin(ctx, &p); err != nil || ok {
 		return id, err
 	}
-	iso, err := e.isolatorOf(p.Handler)
+	iso, err := e.choose(&p)
 	if err != nil {
 		return "", err
 	}

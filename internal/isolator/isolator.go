@@ -33,8 +33,21 @@ type Isolator interface {
 	Cleanup(ctx context.Context, p *pod.Pod) error
 }
 
+// Isolation is how much stands between an app and the machine, more of it a larger number.
+type Isolation int
+
+const (
+	// IsolationNone: an app is a process of the host.
+	IsolationNone Isolation = iota
+	// IsolationNamespaces: it has the host's kernel and its own view of it.
+	IsolationNamespaces
+	// IsolationMachine: it has a kernel of its own.
+	IsolationMachine
+)
+
 // Features an isolator honours.
 type Features struct {
+	Isolation               Isolation
 	HostNetwork             bool
 	HostPID                 bool
 	HostIPC                 bool

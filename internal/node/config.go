@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"gantry/internal/config"
+	"gantry/internal/engine"
 	"gantry/internal/image"
 )
 
@@ -20,6 +21,7 @@ func FromConfig(c config.Config) Options {
 		RuntimeTimeout:  c.OCITimeout,
 		AppArmorDefault: c.OCIAppArmor,
 		Handlers:        handlers,
+		Weaker:          engine.Weaker{Namespaces: c.WeakerSpaces, Labels: c.WeakerLabels},
 		CDIDirs:         c.DeviceSpecDirs,
 		NoJournal:       !c.StdioJournal,
 		NetworkConfDir:  c.NetworkConfDir,

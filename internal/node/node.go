@@ -43,6 +43,8 @@ type Options struct {
 	RuntimeTimeout time.Duration
 	// Handlers are further names of isolators.
 	Handlers map[string]string
+	// Weaker tells which pods may be isolated less than by the default isolator.
+	Weaker engine.Weaker
 	// CDIDirs are where the Container Device Interface's specifications are.
 	CDIDirs []string
 	// AppArmorDefault is the profile of apps that ask for the runtime's default.
@@ -105,7 +107,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		Root: o.Root, Run: o.Run, Log: o.Log,
 		Systemd: manager, Images: images, Network: pods, Stdio: stdio.Client{},
 		Isolators: []isolator.Isolator{iso}, Isolator: o.Isolator,
-		Init: Init, HostPathHelper: Init, Handlers: o.Handlers, CDIDirs: o.CDIDirs, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
+		Init: Init, HostPathHelper: Init, Handlers: o.Handlers, Weaker: o.Weaker, CDIDirs: o.CDIDirs, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
 	})
 	if err != nil {
 		return nil, errors.Join(err, manager.Close())

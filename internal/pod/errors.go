@@ -11,5 +11,6 @@ var (
 	ErrUnsupported = errors.New("not supported")
 	ErrUnavailable = errors.New("unavailable")
 	ErrNotOwner    = errors.New("owned by another program")
+	ErrForbidden   = errors.New("not allowed")
 	ErrInternal    = errors.New("internal error") // a fault of ours
 )

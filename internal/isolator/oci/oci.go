@@ -99,6 +99,7 @@ func (o *OCI) Name() string { return "oci" }
 // Features are all there are.
 func (o *OCI) Features() isolator.Features {
 	return isolator.Features{
+		Isolation:   isolator.IsolationNamespaces,
 		HostNetwork: true, HostPID: true, HostIPC: true, UserNamespaces: true, SharedPID: true, Privileged: true,
 		RecursiveReadOnlyMounts: true, BidirectionalMounts: true, ImageVolumes: true, MountOptions: true,
 		TTY: true, Devices: true,

@@ -1,0 +1,90 @@
+package engine
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"gantry/internal/isolator"
+	"gantry/internal/pod"
+)
+
+// Annotations choose a pod's isolator where no handler does.
+const (
+	annotationIsolator = "gantry.io/isolator"
+	// annotationStage1 is rkt's: the name of an image, such as coreos.com/rkt/stage1-fly.
+	annotationStage1 = "rkt.alpha.kubernetes.io/stage1-name-override"
+)
+
+// Weaker tells which pods the operator lets be isolated less than the node's default.
+// Those of the command line are the operator's own.
+type Weaker struct {
+	Namespaces []string // "*" is all
+	Labels     []string // NAME=VALUE
+}
+
+func (w Weaker) allows(p *pod.Pod) bool {
+	if p.Owner == pod.OwnerCLI || slices.Contains(w.Namespaces, "*") || slices.Contains(w.Namespaces, p.Namespace) {
+		return true
+	}
+	return slices.ContainsFunc(w.Labels, func(l string) bool {
+		name, want, _ := strings.Cut(l, "=")
+		value, ok := p.Labels[name]
+		return ok && value == want
+	})
+}
+
+// choose finds a pod's isolator: by its handler, by its annotations, or the node's
+// default, in this order. A pod never gets another one than it asked for.
+func (e *Engine) choose(p *pod.Pod) (isolator.Isolator, error) {
+	name, by := askedIsolator(p)
+	if by == "" {
+		name, by = e.cfg.Isolator, "the node's default"
+	}
+	if to, ok := e.cfg.Handlers[name]; ok {
+		name = to
+	}
+	chosen, ok := e.iso[name]
+	if !ok {
+		return nil, fmt.Errorf("isolator %q (%s): %w; this node has %s", name, by, pod.ErrNotFound, strings.Join(e.isolatorNames(), ", "))
+	}
+	usual := e.iso[e.cfg.Isolator]
+	if chosen.Features().Isolation < usual.Features().Isolation && !e.cfg.Weaker.allows(p) {
+		return nil, fmt.Errorf("isolator %s (%s) isolates less than the node's default %s, and for pod %s/%s that is %w; the operator allows it by isolator.weaker-namespaces or isolator.weaker-labels",
+			name, by, usual.Name(), p.Namespace, p.Name, pod.ErrForbidden)
+	}
+	return chosen, nil
+}
+
+// askedIsolator is what a pod asks for, and where it does; "" if it does not.
+func askedIsolator(p *pod.Pod) (name, by string) {
+	if p.Handler != "" {
+		return p.Handler, "by its handler"
+	}
+	if name := p.Annotations[annotationIsolator]; name != "" {
+		return name, "by annotation " + annotationIsolator
+	}
+	if name := p.Annotations[annotationStage1]; name != "" {
+		return ofStage1(name), "by annotation " + annotationStage1
+	}
+	return "", ""
+}
+
+// ofStage1 is the isolator that does what one of rkt's images did.
+func ofStage1(image string) string {
+	name, _, _ := strings.Cut(path.Base(image), ":")
+	name = strings.TrimPrefix(name, "stage1-")
+	if slices.Contains([]string{"coreos", "src", "host"}, name) { // systemd-nspawn, from three places
+		return "oci"
+	}
+	return name
+}
+
+// isolatorNames are all names that choose an isolator.
+func (e *Engine) isolatorNames() []string {
+	names := slices.AppendSeq(slices.Collect(maps.Keys(e.iso)), maps.Keys(e.cfg.Handlers))
+	slices.Sort(names)
+	return names
+}

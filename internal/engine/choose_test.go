@@ -1,0 +1,103 @@
+package engine
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"gantry/internal/isolator"
+	"gantry/internal/pod"
+)
+
+// likeness is an isolator by another name and of another strength.
+type likeness struct {
+	isolator.Isolator
+	name      string
+	isolation isolator.Isolation
+}
+
+func (l likeness) Name() string { return l.name }
+
+func (l likeness) Features() isolator.Features {
+	f := l.Isolator.Features()
+	f.Isolation = l.isolation
+	return f
+}
+
+// choosing is an engine with isolators of three strengths.
+func choosing(t *testing.T, usual string, weaker Weaker) *Engine {
+	t.Helper()
+	cfg := newBench(t, false, nil).cfg
+	oci := cfg.Isolators[0]
+	cfg.Isolators = []isolator.Isolator{oci, likeness{oci, "fly", isolator.IsolationNone}, likeness{oci, "kvm", isolator.IsolationMachine}}
+	cfg.Isolator, cfg.Weaker, cfg.Handlers = usual, weaker, map[string]string{"thin": "fly"}
+	e, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+func TestChoosePrecedence(t *testing.T) {
+	t.Parallel()
+	e := choosing(t, "oci", Weaker{Namespaces: []string{"*"}})
+	both := map[string]string{annotationIsolator: "kvm", annotationStage1: "coreos.com/rkt/stage1-fly"}
+	for name, c := range map[string]struct {
+		handler     string
+		annotations map[string]string
+		want        string
+	}{
+		"nothing":              {"", nil, "oci"},
+		"empty annotations":    {"", map[string]string{annotationIsolator: "", annotationStage1: ""}, "oci"},
+		"annotation":           {"", both, "kvm"},
+		"rkt's":                {"", map[string]string{annotationStage1: "coreos.com/rkt/stage1-fly:1.30.0"}, "fly"},
+		"rkt's usual one":      {"", map[string]string{annotationStage1: "coreos.com/rkt/stage1-coreos"}, "oci"},
+		"rkt's, short":         {"", map[string]string{annotationStage1: "kvm"}, "kvm"},
+		"handler first":        {"fly", both, "fly"},
+		"configured name":      {"thin", nil, "fly"},
+		"annotated configured": {"", map[string]string{annotationIsolator: "thin"}, "fly"},
+	} {
+		got, err := e.choose(&pod.Pod{Handler: c.handler, Annotations: c.annotations})
+		if err != nil || got.Name() != c.want {
+			t.Errorf("%s: got %v, %v, want %s", name, got, err, c.want)
+		}
+	}
+	for _, p := range []pod.Pod{{Handler: "none"}, {Annotations: map[string]string{annotationIsolator: "none"}}, {Annotations: map[string]string{annotationStage1: "stage1-"}}} {
+		if _, err := e.choose(&p); !errors.Is(err, pod.ErrNotFound) || !strings.Contains(err.Error(), "fly, kvm, oci, thin") {
+			t.Errorf("%+v: %v", p, err)
+		}
+	}
+}
+
+// TestChooseWeaker: less isolation than the node's needs the operator's word, whichever
+// way it is asked for; more needs none.
+func TestChooseWeaker(t *testing.T) {
+	t.Parallel()
+	rules := Weaker{Namespaces: []string{"system"}, Labels: []string{"thin=yes", "bare="}}
+	for name, c := range map[string]struct {
+		usual string
+		pod   pod.Pod
+		ok    bool
+	}{
+		"same":                {"oci", pod.Pod{Handler: "oci"}, true},
+		"stronger":            {"oci", pod.Pod{Handler: "kvm"}, true},
+		"weaker":              {"oci", pod.Pod{Handler: "fly"}, false},
+		"weaker, annotated":   {"oci", pod.Pod{Annotations: map[string]string{annotationIsolator: "fly"}}, false},
+		"weaker, configured":  {"oci", pod.Pod{Handler: "thin"}, false},
+		"weaker than kvm":     {"kvm", pod.Pod{Handler: "oci"}, false},
+		"not asked":           {"kvm", pod.Pod{}, true},
+		"namespace":           {"kvm", pod.Pod{Handler: "fly", Namespace: "system"}, true},
+		"another namespace":   {"kvm", pod.Pod{Handler: "fly", Namespace: "systems"}, false},
+		"label":               {"kvm", pod.Pod{Handler: "oci", Labels: map[string]string{"thin": "yes"}}, true},
+		"another value":       {"kvm", pod.Pod{Handler: "oci", Labels: map[string]string{"thin": "no"}}, false},
+		"empty value":         {"kvm", pod.Pod{Handler: "oci", Labels: map[string]string{"bare": ""}}, true},
+		"empty value, absent": {"kvm", pod.Pod{Handler: "oci", Labels: map[string]string{"other": ""}}, false},
+		"command line":        {"kvm", pod.Pod{Handler: "fly", Owner: pod.OwnerCLI}, true},
+	} {
+		_, err := choosing(t, c.usual, rules).choose(&c.pod)
+		if c.ok && err != nil || !c.ok && !errors.Is(err, pod.ErrForbidden) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
