@@ -83,7 +83,7 @@ func TestManyProbes(t *testing.T) {
 	e.probe(t, c, 60, 0)
 	before := e.settled(t, cgroup)
 	began := time.Now()
-	n := e.probe(t, c, machine.Amount(10_000, 300), time.Duration(machine.Amount(20, 0))*time.Minute)
+	n := e.probe(t, c, machine.Amount(10_000, 150), time.Duration(machine.Amount(20, 0))*time.Minute)
 	took := time.Since(began)
 	after := e.settled(t, cgroup)
 	t.Logf("%d execs in %s, %.1f a second; before %+v, after %+v", n, took.Round(time.Second), float64(n)/took.Seconds(), before, after)
