@@ -72,7 +72,7 @@ func metric(t *testing.T, name string) string {
 }
 
 // TestManyProbes execs as kubelet's probes do, with as much as half of the machine's
-// processors: 300 times, and in the long run for 20 minutes and 10,000 times at least.
+// processors: 150 times, and in the long run for 20 minutes and 10,000 times at least.
 // Some fail, and some are cut off by their time. Nothing of it may stay.
 func TestManyProbes(t *testing.T) {
 	guard(t)
