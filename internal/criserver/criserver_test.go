@@ -527,12 +527,15 @@ func TestPodStats(t *testing.T) {
 	if d := l.Network.DefaultInterface; d.Name != "eth0" || d.RxBytes.Value != 10 || d.RxErrors.Value != 3 || d.TxBytes.Value != 50 || d.TxErrors.Value != 7 {
 		t.Errorf("default interface: %v", d)
 	}
-	if more := l.Network.Interfaces; l.Network.Timestamp == 0 || len(more) != 1 || more[0].Name != "net1" {
+	if more := l.Network.Interfaces; l.Network.Timestamp == 0 || len(more) != 2 || more[0].Name != "net1" || more[1].Name != "lo" {
 		t.Errorf("network: %v", l.Network)
 	}
 	renamed := networkUsage(engine.PodStats{Interfaces: []network.InterfaceUsage{{Name: "x"}, {Name: "y"}}})
 	if renamed.DefaultInterface.GetName() != "x" || len(renamed.Interfaces) != 1 {
 		t.Errorf("without eth0: %v", renamed)
+	}
+	if alone := networkUsage(engine.PodStats{Interfaces: []network.InterfaceUsage{{Name: "lo"}}}); alone != nil {
+		t.Errorf("with a loopback alone: %v", alone)
 	}
 	filtered := &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": "other"}}}
 	if list, err := b.ListPodSandboxStats(ctx, filtered); err != nil || len(list.Stats) != 0 {

@@ -93,7 +93,7 @@ func (s *runtimeService) ListPodSandboxMetrics(ctx context.Context, _ *runtimeap
 		}
 		base := []string{podContainer, stats.Cgroup, "", string(p.ID), p.Namespace, p.Name}
 		for _, m := range interfaces {
-			one.Metrics = append(one.Metrics, m.of(stats.Interfaces, base)...)
+			one.Metrics = append(one.Metrics, m.of(withoutLoopback(stats.Interfaces), base)...)
 		}
 		if one.ContainerMetrics, err = s.containerMetrics(ctx, p, families); err != nil {
 			return nil, err
@@ -289,6 +289,11 @@ func cpuPeriod(r pod.Resources) int64 {
 		return (100 * time.Millisecond).Microseconds()
 	}
 	return r.CPUPeriod
+}
+
+// withoutLoopback leaves out what kubelet's own metrics do not count either.
+func withoutLoopback(all []network.InterfaceUsage) []network.InterfaceUsage {
+	return slices.DeleteFunc(slices.Clone(all), func(u network.InterfaceUsage) bool { return u.Name == network.Loopback })
 }
 
 func interfaceMetrics() (all []metric[[]network.InterfaceUsage]) {

@@ -85,6 +85,9 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%v, labels %q", m, keys[m.Name])
 			continue
 		}
+		if slices.Contains(m.LabelValues, "lo") {
+			t.Errorf("the loopback is counted: %v", m)
+		}
 		got[labelled(m, keys[m.Name])] = m.Value.Value
 	}
 	ofApp := `{container="web",id="/pod.slice/` + app + `",image="web:1",name="` + app + `",namespace="default",pod="a"`

@@ -143,8 +143,8 @@ func (s *Server) sandboxStats(ctx context.Context, p pod.PodStatus) (*runtimeapi
 
 // networkUsage is nil for a pod of the host's network: what passes there is not its own.
 func networkUsage(st engine.PodStats) *runtimeapi.NetworkUsage {
-	if len(st.Interfaces) == 0 {
-		return nil
+	if len(st.Interfaces) == 0 || st.Interfaces[0].Name == network.Loopback {
+		return nil // kubelet wants a default interface
 	}
 	out := &runtimeapi.NetworkUsage{Timestamp: st.Time.UnixNano()}
 	for _, i := range st.Interfaces {

@@ -20,8 +20,10 @@ type InterfaceUsage struct {
 // Traffic is one direction of an interface.
 type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
 
-// Usage reads the interfaces of a network namespace, but its loopback; "" is the
-// host's.
+// Loopback is the interface that every network namespace has.
+const Loopback = "lo"
+
+// Usage reads the interfaces of a network namespace, its loopback last; "" is the host's.
 func Usage(netns string) (all []InterfaceUsage, err error) {
 	err = inNetNS(netns, func() error {
 		f, err := os.Open("/proc/thread-self/net/dev")
@@ -54,7 +56,7 @@ const (
 )
 
 func parseNetDev(text string) ([]InterfaceUsage, error) {
-	var all []InterfaceUsage
+	var all, last []InterfaceUsage
 	for line := range strings.Lines(text) {
 		// A name may have colons in it, the numbers have none. The titles have no colon.
 		at := strings.LastIndexByte(line, ':')
@@ -62,9 +64,6 @@ func parseNetDev(text string) ([]InterfaceUsage, error) {
 			continue
 		}
 		name := strings.TrimSpace(line[:at])
-		if name == "lo" {
-			continue
-		}
 		fields := strings.Fields(line[at+1:])
 		if len(fields) < devColumns {
 			return nil, fmt.Errorf("interface %s has %d counters, want %d", name, len(fields), devColumns)
@@ -81,12 +80,17 @@ func parseNetDev(text string) ([]InterfaceUsage, error) {
 		if !utf8.ValidString(name) {
 			name = strconv.QuoteToASCII(name)
 		}
-		all = append(all, InterfaceUsage{Name: name, Received: received, Sent: sent})
+		one := InterfaceUsage{Name: name, Received: received, Sent: sent}
+		if name == Loopback {
+			last = []InterfaceUsage{one}
+			continue
+		}
+		all = append(all, one)
 		if len(all) == maxInterfaces {
 			break
 		}
 	}
-	return all, nil
+	return append(all, last...), nil
 }
 
 func traffic(fields []string) (t Traffic, err error) {

@@ -306,9 +306,10 @@ type specReport struct {
 	Failure    struct{ Message string }
 }
 
-// name is what ginkgo compares with a focus.
+// name is what ginkgo compares with a focus: it leaves out texts that are empty.
 func (r specReport) name() string {
-	return strings.Join(append(r.Containers[:len(r.Containers):len(r.Containers)], r.Text), " ")
+	texts := append(slices.Clone(r.Containers), r.Text)
+	return strings.Join(slices.DeleteFunc(texts, func(t string) bool { return t == "" }), " ")
 }
 
 func (r specReport) result() specResult {

@@ -148,3 +148,12 @@ func TestConformancePageIsOfTheResults(t *testing.T) {
 		t.Errorf("%s is not what %s says; make test-node-e2e RECORD=1 writes both", conformancePage, conformanceResults)
 	}
 }
+
+// TestNameOfSpec: ginkgo leaves out a container without a text, and so must the focus.
+func TestNameOfSpec(t *testing.T) {
+	t.Parallel()
+	r := specReport{Containers: []string{"[sig-node] Pod", "", "when"}, Text: "should"}
+	if got := r.name(); got != "[sig-node] Pod when should" || len(r.Containers) != 3 {
+		t.Errorf("got %q of %q", got, r.Containers)
+	}
+}

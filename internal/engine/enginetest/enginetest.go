@@ -431,6 +431,7 @@ func (f *Fake) PodStats(_ context.Context, id pod.ID) (engine.PodStats, error) {
 		out.Interfaces = []network.InterfaceUsage{
 			{Name: "net1", Received: network.Traffic{Bytes: 1}},
 			{Name: network.InterfaceName, Received: network.Traffic{Bytes: 10, Packets: 2, Errors: 3, Dropped: 4}, Sent: network.Traffic{Bytes: 50, Packets: 6, Errors: 7, Dropped: 8}},
+			{Name: network.Loopback, Received: network.Traffic{Bytes: 2}},
 		}
 	}
 	return out, nil
