@@ -45,8 +45,7 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	// A VM is booted once for all suites of a lane.
-	pass := []string{"--keep"}
+	var pass []string
 	if *limit > 0 {
 		pass = append(pass, "--timeout", limit.String())
 	}
@@ -54,12 +53,6 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 		pass = append(pass, "--long")
 	}
 	lanes, free, last := lanesOf(*serial, *long)
-	ours := t.downLanes(lanes)
-	defer func() {
-		if err := t.stopLanes(context.WithoutCancel(ctx), ours); err != nil {
-			t.say.line("%v", err)
-		}
-	}()
 	left := make(chan string, len(free))
 	for _, suite := range free {
 		left <- suite
@@ -99,10 +92,9 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	case lacks != "":
 		out.line(conformanceSuite, "NOT RUN: "+lacks)
 	default: // alone, with all of the machine
-		if err := errors.Join(t.stopLanes(ctx, laneNames(t.name, lanes)), roomyVM()); err != nil {
+		if err := errors.Join(t.stopLanes(ctx, lanes), roomyVM()); err != nil {
 			return errors.Join(failed, err)
 		}
-		pass = pass[1:] // its VM is larger than others want it
 		run(t.name, conformanceSuite)
 	}
 	out.again()
@@ -110,24 +102,11 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	return failed
 }
 
-func laneNames(name string, lanes [][]string) (names []string) {
-	for i := range lanes {
-		names = append(names, laneName(name, i))
-	}
-	return names
-}
-
-// downLanes are the VMs that do not run yet: those that this program boots and stops.
-func (t *trial) downLanes(lanes [][]string) []string {
-	return slices.DeleteFunc(laneNames(t.name, lanes), func(name string) bool {
-		return (vm{name, t.cache.path("vm", name)}).pid() != 0
-	})
-}
-
-// stopLanes powers VMs off.
-func (t *trial) stopLanes(ctx context.Context, names []string) error {
+// stopLanes powers the VMs of all lanes off.
+func (t *trial) stopLanes(ctx context.Context, lanes [][]string) error {
 	var errs []error
-	for _, name := range names {
+	for i := range lanes {
+		name := laneName(t.name, i)
 		errs = append(errs, vm{name, t.cache.path("vm", name)}.stop(ctx))
 	}
 	return errors.Join(errs...)
