@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -46,6 +47,17 @@ type hostPathQuestion struct {
 
 // find returns the absolute path without symbolic links, which has to exist.
 func (h *hostPaths) find(ctx context.Context, path string) (string, error) {
+	if !filepath.IsAbs(path) {
+		return "", fmt.Errorf("want an absolute path: %w", pod.ErrInvalid)
+	}
+	real, err := h.look(ctx, path)
+	if err == nil && !utf8.ValidString(real) {
+		err = fmt.Errorf("it is %q, and not UTF-8: %w", real, pod.ErrInvalid)
+	}
+	return real, err
+}
+
+func (h *hostPaths) look(ctx context.Context, path string) (string, error) {
 	if h.helper == "" {
 		real, err := filepath.EvalSymlinks(path)
 		return real, wrongPath(err)
@@ -146,5 +158,5 @@ func (h *hostPaths) run(ctx context.Context, path string) (string, error) {
 	if found.Errno != 0 {
 		return "", wrongPath(found.Errno)
 	}
-	return found.Path, nil
+	return string(found.Path), nil
 }

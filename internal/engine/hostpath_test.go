@@ -51,7 +51,7 @@ func TestHostPathFromTheCache(t *testing.T) {
 
 func TestHostPathOfTheHelper(t *testing.T) {
 	t.Parallel()
-	h := hostPaths{helper: helperOf(t, `echo '{"path": "/found"}'`), limit: time.Minute}
+	h := hostPaths{helper: helperOf(t, `echo '{"path": "L2ZvdW5k"}'`), limit: time.Minute}
 	if got, err := h.find(t.Context(), "/none/of/these"); got != "/found" || err != nil {
 		t.Errorf("got %q, %v", got, err)
 	}
@@ -63,6 +63,25 @@ func TestHostPathOfTheHelper(t *testing.T) {
 	h = hostPaths{helper: helperOf(t, `echo broken >&2; exit 1`), limit: time.Minute}
 	if _, err := h.find(t.Context(), "/none/of/these"); err == nil || errors.Is(err, pod.ErrInvalid) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestHostPathRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/\xff", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range []string{"loop", "odd"} {
+		if err := os.Symlink(map[string]string{"loop": "loop", "odd": "\xff"}[link], dir+"/"+link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var h hostPaths
+	for _, path := range []string{"", ".", "etc", dir + "/loop", dir + "/odd", dir + "/none"} {
+		if got, err := h.find(t.Context(), path); !errors.Is(err, pod.ErrInvalid) {
+			t.Errorf("%q is %q, %v", path, got, err)
+		}
 	}
 }
 

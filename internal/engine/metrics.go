@@ -70,6 +70,9 @@ func (e *Engine) AppMetrics(ctx context.Context, id pod.ID) (Metrics, error) {
 	}
 	m.Cgroup = e.cgroupName(dir)
 	e.peaks.raise(id, m.Hugepages)
+	if _, err := e.App(id); err != nil { // removed meanwhile, and forgotten before it was raised
+		e.peaks.forget(id)
+	}
 	crowd := &crowd{left: crowdLimit, open: true}
 	crowd.count(ctx, dir)
 	m.Processes, m.Files, m.Sockets = crowd.processes, crowd.files, crowd.sockets

@@ -11,7 +11,7 @@ import (
 // HostPath is what "gantry-init host-path" prints: the path without symbolic links, or
 // why there is none.
 type HostPath struct {
-	Path  string        `json:"path,omitempty"`
+	Path  []byte        `json:"path,omitempty"` // names of files need not be UTF-8
 	Errno syscall.Errno `json:"errno,omitempty"`
 }
 
@@ -19,11 +19,11 @@ type HostPath struct {
 func hostPath(path string, out io.Writer) error {
 	var found HostPath
 	real, err := filepath.EvalSymlinks(path)
-	if err != nil && !errors.As(err, &found.Errno) {
-		return err // a loop of links, say
-	}
-	if err == nil {
-		found.Path = real
+	switch {
+	case err == nil:
+		found.Path = []byte(real)
+	case !errors.As(err, &found.Errno):
+		found.Errno = syscall.ELOOP // too many links are counted, not tried
 	}
 	return json.NewEncoder(out).Encode(found)
 }
