@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"gantry/internal/engine"
 	"gantry/internal/node"
@@ -77,7 +76,7 @@ func TestExitOnAFullDisk(t *testing.T) {
 	p := newPod(t, n, hostNetwork)
 	a := newApp(t, n, p, shell(`trap "exit 7" TERM; echo up; while :; do sleep 0.1; done`))
 	start(t, n, a)
-	eventually(t, 10*time.Second, "the app is up", func() bool { return output(t, a) == "up\n" })
+	says(t, a, "up")
 	s, err := n.App(a.ID)
 	if err != nil {
 		t.Fatal(err)

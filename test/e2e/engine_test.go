@@ -158,6 +158,14 @@ func output(t *testing.T, a *pod.App) string {
 	return b.String()
 }
 
+// says waits until all that an app wrote is this line. An app counts as started
+// before its first instruction: who sends it a signal waits until it says that it is
+// ready for one.
+func says(t *testing.T, a *pod.App, line string) {
+	t.Helper()
+	eventually(t, 10*time.Second, "the app says "+line, func() bool { return output(t, a) == line+"\n" })
+}
+
 func TestAppRunsAndExits(t *testing.T) {
 	guard(t)
 	n := openNode(t)

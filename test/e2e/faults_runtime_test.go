@@ -63,7 +63,7 @@ func newBadRuntime(t *testing.T) *badRuntime {
 	start(t, b.Node, b.bystander)
 	// An app counts as started before its runtime is told to start it: what the
 	// script says next is not for this one.
-	eventually(t, 10*time.Second, "the bystander is up", func() bool { return output(t, b.bystander) == "up\n" })
+	says(t, b.bystander, "up")
 	b.pid = b.running(t)
 	return b
 }

@@ -792,7 +792,7 @@ CapBnd: 0000000000000000 NoNewPrivs: 1 Seccomp: 2
 func TestOCIUnit(t *testing.T) {
 	guard(t)
 	p := newOCINode(t, oci.Config{}).newPod(nil)
-	a := p.app(`trap 'exit 3' USR1; while :; do sleep .1; done`, func(in *isolator.App) {
+	a := p.app(`trap 'exit 3' USR1; echo trapped >/out/said; while :; do sleep .1; done`, func(in *isolator.App) {
 		in.App.StopSignal, in.App.StopTimeout = 10, 77*time.Second
 	})
 	for name, want := range map[string]string{
@@ -807,6 +807,10 @@ func TestOCIUnit(t *testing.T) {
 			t.Errorf("%s = %q, want %q", name, got, want)
 		}
 	}
+	eventually(t, 10*time.Second, "the app's trap", func() bool {
+		said, err := os.ReadFile(filepath.Join(p.out, "said"))
+		return err == nil && string(said) == "trapped\n"
+	})
 	// Stopping the pod's unit is a complete, ordered teardown.
 	if err := p.pid1.Stop(context.Background(), unit.Pod(string(p.pod.ID))); err != nil {
 		t.Fatal(err)

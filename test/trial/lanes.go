@@ -123,11 +123,16 @@ func (t *trial) child(ctx context.Context, name, suite string, options []string,
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
-	done := make(chan tally, 1)
-	go func() { done <- out.copy(r, suite) }()
+	var result tally
+	var last []string
+	done := make(chan struct{})
+	go func() { result, last = out.copy(r, suite); close(done) }()
 	err = cmd.Run()
 	w.Close()
-	result := <-done
+	<-done
+	if err != nil && result.failed == 0 { // it broke down between two tests, or before the first
+		out.keep(suite, last)
+	}
 	if err != nil {
 		return result, fmt.Errorf("tests of %s: %w", suite, err)
 	}

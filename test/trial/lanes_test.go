@@ -12,7 +12,7 @@ func TestLinesOfSuites(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	l := &lineWriter{out: &out}
-	n := l.copy(strings.NewReader("=== RUN   TestA\n--- PASS: TestA (0.1s)\n    --- FAIL: TestB/x (0s)\n--- FAIL: TestB (1s)\n--- SKIP: TestC (1s)\nend"), "node")
+	n, _ := l.copy(strings.NewReader("=== RUN   TestA\n--- PASS: TestA (0.1s)\n    --- FAIL: TestB/x (0s)\n--- FAIL: TestB (1s)\n--- SKIP: TestC (1s)\nend"), "node")
 	if n != (tally{1, 1, 1, 0}) {
 		t.Errorf("counted %s", n)
 	}
@@ -32,10 +32,20 @@ func TestLackingTestsAreCounted(t *testing.T) {
 	t.Parallel()
 	for reason, want := range map[string]int{"NOT RUN: there is no kubelet": 1, "LEFT OUT: it measures": 0} {
 		l := &lineWriter{out: &bytes.Buffer{}}
-		n := l.copy(strings.NewReader("=== RUN   TestA\n    a_test.go:3: "+reason+"\n--- SKIP: TestA (0s)\n"), "node")
+		n, _ := l.copy(strings.NewReader("=== RUN   TestA\n    a_test.go:3: "+reason+"\n--- SKIP: TestA (0s)\n"), "node")
 		if n.skipped != 1 || n.lacking != want {
 			t.Errorf("%s: counted %+v", reason, n)
 		}
+	}
+}
+
+// Of a suite that breaks down between two tests, the end of what it said is kept.
+func TestLastLinesAreKept(t *testing.T) {
+	t.Parallel()
+	l := &lineWriter{out: &bytes.Buffer{}}
+	_, last := l.copy(strings.NewReader(strings.Repeat("--- PASS: TestA (1s)\n", 100)+"trial: the connection broke\n"), "node")
+	if len(last) != suiteLines || last[suiteLines-1] != "trial: the connection broke" {
+		t.Errorf("kept %q", last)
 	}
 }
 

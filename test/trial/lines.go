@@ -15,6 +15,9 @@ type lineWriter struct {
 	failed []string // what failed tests printed, to be read without a search
 }
 
+// suiteLines is how much is said again of a suite that failed though none of its tests did.
+const suiteLines = 20
+
 // failedLines bounds what is said again of one failed test, before and behind its verdict.
 const failedLines = 40
 
@@ -24,10 +27,9 @@ func (l *lineWriter) line(suite, text string) {
 	fmt.Fprintf(l.out, "%s: %s\n", suite, text)
 }
 
-// copy counts the tests on the way. With -test.v what a test prints comes before the
+// copy counts the tests on the way, and returns the last lines too. With -test.v what a test prints comes before the
 // line that says that it failed, and what its parts came to after it.
-func (l *lineWriter) copy(in io.Reader, suite string) tally {
-	var n tally
+func (l *lineWriter) copy(in io.Reader, suite string) (n tally, last []string) {
 	var before []string // of the test that runs
 	after := 0          // lines behind a failure to be kept
 	lines := bufio.NewReader(in)
@@ -39,6 +41,7 @@ func (l *lineWriter) copy(in io.Reader, suite string) tally {
 			text = strings.TrimSuffix(text, "\n")
 			l.line(suite, text)
 			before = append(before[max(0, len(before)-failedLines+1):], text)
+			last = append(last[max(0, len(last)-suiteLines+1):], text)
 			if kind == "SKIP" && strings.Contains(strings.Join(before, "\n"), ": NOT RUN: ") {
 				n.lacking++
 			}
@@ -54,11 +57,12 @@ func (l *lineWriter) copy(in io.Reader, suite string) tally {
 			}
 		}
 		if err != nil {
-			return n
+			return n, last
 		}
 	}
 }
 
+// keep has lines said again.
 func (l *lineWriter) keep(suite string, lines []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
