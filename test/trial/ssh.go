@@ -75,9 +75,14 @@ func (v vm) output(ctx context.Context, command string) (string, error) {
 // stream runs a shell command in the VM with the given input and outputs.
 func (v vm) stream(ctx context.Context, command string, in io.Reader, out, stderr io.Writer) error {
 	cmd := exec.CommandContext(ctx, "ssh", v.ssh(nil, command)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, apart{out}, apart{stderr}
 	return cmd.Run()
 }
+
+// apart keeps ssh from getting a file of ours itself. It would make it non-blocking, for
+// all that have it: what we write to our own stdout, which may be the same pipe, is lost
+// then whenever its reader is slow.
+type apart struct{ io.Writer }
 
 func runSSH(ctx context.Context, t *trial, args []string) error {
 	v := t.vm()
@@ -90,6 +95,9 @@ func runSSH(ctx context.Context, t *trial, args []string) error {
 	}
 	cmd := exec.CommandContext(ctx, "ssh", v.ssh(options, strings.Join(args, " "))...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if options == nil {
+		cmd.Stdout, cmd.Stderr = apart{os.Stdout}, apart{os.Stderr}
+	}
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
