@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,7 +100,7 @@ func (e *Engine) newCheckpoint(app pod.AppStatus) (*checkpoint, error) {
 func (c *checkpoint) close() error { return errors.Join(os.RemoveAll(c.dir), c.lock.Unlock()) }
 
 // dump runs the unit that writes the state of the processes.
-func (c *checkpoint) dump(ctx context.Context, limit time.Duration) error {
+func (c *checkpoint) dump(ctx context.Context, limit time.Duration) (out error) {
 	iso, ok := c.e.iso[c.pod.Isolator].(checkpointer)
 	if !ok {
 		return fmt.Errorf("isolator %s: %w", c.pod.Isolator, pod.ErrUnsupported)
@@ -110,6 +111,11 @@ func (c *checkpoint) dump(ctx context.Context, limit time.Duration) error {
 		return err
 	}
 	err = c.e.cfg.Systemd.Launch(ctx, u)
+	defer func() {
+		if out != nil { // what was to thaw it may have been killed
+			out = errors.Join(out, c.e.thaw(cgroup))
+		}
+	}()
 	if ctx.Err() != nil { // its end thaws the app
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opTime)
 		defer cancel()
@@ -127,6 +133,15 @@ func (c *checkpoint) dump(ctx context.Context, limit time.Duration) error {
 		return fmt.Errorf("write the state of the processes: %s", c.whyNot())
 	}
 	return nil
+}
+
+// thaw lets a cgroup that there still is go on.
+func (e *Engine) thaw(cgroup string) error {
+	err := os.WriteFile(filepath.Join(e.cfg.Cgroups, cgroup, "cgroup.freeze"), []byte("0"), 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
 }
 
 // whyNot reads what the runtime and criu said last.

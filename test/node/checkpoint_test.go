@@ -4,6 +4,7 @@ package node
 
 import (
 	"archive/tar"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -104,8 +105,21 @@ func checkArchive(t *testing.T, path string) {
 func goesOn(t *testing.T, c container) {
 	t.Helper()
 	n := len(c.logFile(t))
+	defer func() {
+		if t.Failed() {
+			t.Log(c.condition(t))
+		}
+	}()
 	eventually(t, 10*time.Second, "it counts on", func() bool { return len(c.logFile(t)) > n+3 })
 	inOrder(t, c.logFile(t))
+}
+
+// condition is what the container's processes do.
+func (c container) condition(t *testing.T) string {
+	t.Helper()
+	return sh(t, fmt.Sprintf(`unit=gantry-app-%s.service; systemctl status --no-pager -n 20 $unit
+		cd /sys/fs/cgroup$(systemctl show -P ControlGroup $unit) && head cgroup.freeze cgroup.events
+		for p in $(cat cgroup.procs); do head -20 /proc/$p/status; cat /proc/$p/wchan /proc/$p/syscall; echo; done 2>&1 || true`, c.id))
 }
 
 // killedCheckpoint kills all that makes a checkpoint, at several moments.

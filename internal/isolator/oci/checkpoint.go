@@ -43,11 +43,16 @@ func (o *OCI) Checkpoint(in isolator.App, dir, cgroup string, limit time.Duratio
 	if in.App.TTY {
 		args = append(args, "--shell-job")
 	}
+	// Who kills the unit may meet the first, and the app would stand still for ever: then
+	// the second runs.
+	thaw := o.init("thaw", cgroup)
+	first := thaw
+	first.IgnoreFailure = true
 	return unit.Unit{Name: unit.Checkpoint(string(in.App.ID)), Properties: []unit.Property{
 		{Name: "Description", Value: unit.String("Checkpoint of " + describe(in.Pod.Namespace, in.Pod.Name, in.App.Name))},
 		{Name: "Type", Value: unit.String("oneshot")},
 		{Name: "ExecStart", Value: unit.Commands{{Path: crun, Args: append(args, string(in.App.ID))}}},
-		{Name: "ExecStopPost", Value: unit.Commands{o.init("thaw", cgroup)}},
+		{Name: "ExecStopPost", Value: unit.Commands{first, thaw}},
 		{Name: "TimeoutStartUSec", Value: unit.Duration(limit)},
 		{Name: "TimeoutStopUSec", Value: unit.Duration(10 * time.Second)},
 		{Name: "CollectMode", Value: unit.String("inactive-or-failed")},

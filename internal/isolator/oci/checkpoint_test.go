@@ -32,6 +32,9 @@ func TestCheckpoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if got, ok := u.Get("ExecStopPost").(unit.Commands); !ok || len(got) != 2 || !got[0].IgnoreFailure || got[1].Args[2] != got[0].Args[2] {
+		t.Errorf("one killed thaw leaves the app frozen: %v", u.Get("ExecStopPost"))
+	}
 	if got := u.Get("ExecStopPost"); got == nil || got.(unit.Commands)[0].Args[2] != "/a.slice/b.service" {
 		t.Errorf("the end of %s does %v", u.Name, got)
 	}
