@@ -20,6 +20,7 @@ import (
 
 	"gantry/internal/isolator"
 	"gantry/internal/isolator/oci"
+	"gantry/internal/isolator/recipe"
 	"gantry/internal/namespace"
 	"gantry/internal/pod"
 	"gantry/internal/systemd"
@@ -672,7 +673,7 @@ func TestOCIUpdate(t *testing.T) {
 	a := p.app("exec sleep 1000", func(in *isolator.App) {
 		in.Resources = pod.Resources{CPUQuota: 50000, CPUPeriod: 100000, Memory: 64 << 20}
 	})
-	props, files, err := oci.Resources(pod.Resources{CPUQuota: 150123, CPUPeriod: 100000, CPUShares: 2048, Memory: 96 << 20})
+	props, files, err := recipe.Resources(pod.Resources{CPUQuota: 150123, CPUPeriod: 100000, CPUShares: 2048, Memory: 96 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

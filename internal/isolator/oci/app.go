@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"path"
 	"strings"
-	"unicode/utf8"
 
 	"gantry/internal/initproc"
 	"gantry/internal/isolator"
+	"gantry/internal/isolator/recipe"
 	"gantry/internal/pod"
 	"gantry/internal/unit"
 )
@@ -29,10 +29,10 @@ func (o *OCI) App(in isolator.App) (isolator.Plan, error) {
 	if err := o.checkApp(in); err != nil {
 		return isolator.Plan{}, fmt.Errorf("plan app: %w", err)
 	}
-	if err := checkTree("rootfs", in.Rootfs); err != nil {
+	if err := recipe.CheckTree("rootfs", in.Rootfs); err != nil {
 		return isolator.Plan{}, fmt.Errorf("plan app: %w", err)
 	}
-	limits, err := appLimits(in)
+	limits, err := recipe.LimitsOf(in)
 	if err != nil {
 		return isolator.Plan{}, fmt.Errorf("plan app: %w", err)
 	}
@@ -40,12 +40,16 @@ func (o *OCI) App(in isolator.App) (isolator.Plan, error) {
 	if err != nil {
 		return isolator.Plan{}, fmt.Errorf("plan app: %w", err)
 	}
-	plan := isolator.Plan{Files: files, Units: []unit.Unit{o.service(in, limits)}, Cgroup: limits.files}
-	return plan, validUnits(plan.Units)
+	plan := isolator.Plan{Files: files, Units: []unit.Unit{o.recipe.Service(in, limits)}, Cgroup: limits.Files}
+	return plan, recipe.Valid(plan.Units)
 }
 
-func (o *OCI) appFiles(in isolator.App, l appResources) ([]isolator.File, error) {
-	spec, err := o.spec(in)
+func (o *OCI) appFiles(in isolator.App, l recipe.Limits) ([]isolator.File, error) {
+	mounts, trees, err := mounts(in)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := o.spec(in, mounts)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +57,7 @@ func (o *OCI) appFiles(in isolator.App, l appResources) ([]isolator.File, error)
 	if err != nil {
 		return nil, fmt.Errorf("write config: %w", err)
 	}
-	start, err := json.MarshalIndent(o.start(in, l.files), "", "  ")
+	start, err := json.MarshalIndent(o.start(in, trees, l.Files), "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("write start: %w", err)
 	}
@@ -63,7 +67,7 @@ func (o *OCI) appFiles(in isolator.App, l appResources) ([]isolator.File, error)
 	}, nil
 }
 
-func (o *OCI) start(in isolator.App, files []isolator.CgroupFile) initproc.Start {
+func (o *OCI) start(in isolator.App, trees []initproc.Tree, files []isolator.CgroupFile) initproc.Start {
 	s := initproc.Start{
 		Pod: string(in.Pod.ID), App: string(in.App.ID),
 		Runtime: o.cfg.Runtime, RuntimeMS: o.cfg.RuntimeTimeout.Milliseconds(), Bundle: in.Dir.App,
@@ -71,14 +75,14 @@ func (o *OCI) start(in isolator.App, files []isolator.CgroupFile) initproc.Start
 		Rootfs: initproc.Rootfs{
 			Lower: []string{in.Rootfs.Path},
 			Upper: path.Join(in.Dir.App, upperDir), Work: path.Join(in.Dir.App, workDir),
-			Target: RootfsTarget, Shared: hasShared(in.App), Label: o.fileLabel(in),
+			Target: RootfsTarget, Shared: recipe.HasShared(in.App), Label: o.fileLabel(in),
 		},
 		Relabel: o.relabel(in),
-		Trees:   subTrees(in),
+		Trees:   trees,
 		Stdio:   initproc.Stdio{Socket: o.cfg.StdioSocket, TTY: in.App.TTY},
 	}
 	if u := in.Pod.Namespaces.User; u != nil {
-		s.Rootfs.UserNS = path.Join(in.Dir.Run, userPin)
+		s.Rootfs.UserNS = path.Join(in.Dir.Run, recipe.UserPin)
 		s.Rootfs.UID, s.Rootfs.GID = hostRoot(u.UIDs), hostRoot(u.GIDs)
 	}
 	for _, f := range files {
@@ -100,162 +104,11 @@ func hostRoot(ms []pod.IDMap) int {
 	return 0
 }
 
-// hasShared tells whether mounts made in the app must show on the host.
-func hasShared(a *pod.App) bool {
-	for _, m := range a.Mounts {
-		if m.Propagation == pod.PropagationShared {
-			return true
-		}
-	}
-	return false
-}
-
 func (o *OCI) checkApp(in isolator.App) error {
-	if in.Pod == nil || in.App == nil {
-		return invalid("no pod or no app")
-	}
-	for _, id := range []pod.ID{in.Pod.ID, in.App.ID} {
-		if _, err := pod.ParseID(string(id)); err != nil {
-			return err
-		}
-	}
-	for _, dir := range []string{in.Dir.Pod, in.Dir.App, in.Dir.Run} {
-		if err := checkPath(dir); err != nil {
-			return fmt.Errorf("directory: %w", err)
-		}
-	}
-	if err := checkPod(in.Pod); err != nil {
+	if err := o.recipe.CheckApp(in); err != nil {
 		return err
 	}
-	if err := o.Features().CheckApp(in.App); err != nil {
-		return err
-	}
-	if in.Pod.Owner == pod.OwnerCRI && in.App.Security.Privileged && !in.Pod.Security.Privileged {
-		return invalid("security.privileged: the pod is not privileged")
-	}
-	if err := checkSecurity(in); err != nil {
-		return err
-	}
-	if err := o.checkLabels(in); err != nil {
-		return err
-	}
-	return checkProcess(in)
-}
-
-func checkTree(name string, t isolator.Tree) error {
-	if err := checkPath(t.Path); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	// Overlay takes layers in one option, where these two have a meaning.
-	if strings.ContainsAny(t.Path, ":,\\") {
-		return invalid("%s: path %q has a colon, comma or backslash", name, t.Path)
-	}
-	if t.Unit != "" && unit.ValidName(t.Unit) != nil {
-		return invalid("%s: unit %q", name, t.Unit)
-	}
-	return nil
-}
-
-// checkPath wants an absolute path that means what it says.
-func checkPath(p string) error {
-	if !path.IsAbs(p) || path.Clean(p) != p || strings.ContainsRune(p, 0) {
-		return invalid("path %q: want an absolute path without . and ..", p)
-	}
-	return nil
-}
-
-func checkProcess(in isolator.App) error {
-	a := in.App
-	if err := checkArgv(a.Argv); err != nil {
-		return err
-	}
-	if a.WorkingDir != "" && (!path.IsAbs(a.WorkingDir) || strings.ContainsRune(a.WorkingDir, 0)) {
-		return invalid("workingDir %q: want an absolute path", a.WorkingDir)
-	}
-	if err := checkEnv(in.Secret.Env); err != nil {
-		return err
-	}
-	if a.StopSignal < 0 || a.StopSignal > 64 {
-		return invalid("stopSignal %d: want 1 to 64", a.StopSignal)
-	}
-	if a.StopTimeout < 0 {
-		return invalid("stopTimeout %s is negative", a.StopTimeout)
-	}
-	if s := in.Resources.OOMScoreAdj; s < -1000 || s > 1000 {
-		return invalid("oomScoreAdj %d: want -1000 to 1000", s)
-	}
-	if err := checkRlimits(a.Rlimits); err != nil {
-		return err
-	}
-	return checkIDs(in)
-}
-
-func checkArgv(argv []string) error {
-	if len(argv) == 0 || argv[0] == "" {
-		return invalid("argv: no command")
-	}
-	for _, arg := range argv {
-		if strings.ContainsRune(arg, 0) || !utf8.ValidString(arg) {
-			return invalid("argv: an argument has a NUL or is not UTF-8, which config.json cannot hold")
-		}
-	}
-	return nil
-}
-
-// checkEnv does not tell the value: it may be a secret.
-func checkEnv(env []string) error {
-	for i, e := range env {
-		name, _, ok := strings.Cut(e, "=")
-		if !ok || name == "" {
-			return invalid("env: variable %d is not NAME=value", i)
-		}
-		if strings.ContainsRune(e, 0) || !utf8.ValidString(e) {
-			return invalid("env: the value of %q has a NUL or is not UTF-8, which config.json cannot hold", name)
-		}
-	}
-	return nil
-}
-
-func checkRlimits(limits []pod.Rlimit) error {
-	seen := map[string]bool{}
-	for _, l := range limits {
-		if !rlimitNames[l.Type] {
-			return invalid("rlimit %q: the kernel has none of that name", l.Type)
-		}
-		if l.Soft > l.Hard {
-			return invalid("rlimit %s: soft %d is above hard %d", l.Type, l.Soft, l.Hard)
-		}
-		if seen[l.Type] {
-			return invalid("rlimit %s is set twice", l.Type)
-		}
-		seen[l.Type] = true
-	}
-	return nil
-}
-
-var rlimitNames = map[string]bool{
-	"RLIMIT_AS": true, "RLIMIT_CORE": true, "RLIMIT_CPU": true, "RLIMIT_DATA": true, "RLIMIT_FSIZE": true,
-	"RLIMIT_LOCKS": true, "RLIMIT_MEMLOCK": true, "RLIMIT_MSGQUEUE": true, "RLIMIT_NICE": true,
-	"RLIMIT_NOFILE": true, "RLIMIT_NPROC": true, "RLIMIT_RSS": true, "RLIMIT_RTPRIO": true,
-	"RLIMIT_RTTIME": true, "RLIMIT_SIGPENDING": true, "RLIMIT_STACK": true,
-}
-
-// checkIDs refuses users that do not exist in the pod's user namespace: the
-// runtime would fail late, with an error of setuid(2).
-func checkIDs(in isolator.App) error {
-	s, user := in.App.Security, in.Pod.Namespaces.User
-	if user == nil {
-		return nil
-	}
-	if !mapped(user.UIDs, s.UID) {
-		return invalid("security.uid %d is not in the pod's user namespace", s.UID)
-	}
-	for _, g := range append([]uint32{s.GID}, s.Groups...) {
-		if !mapped(user.GIDs, g) {
-			return invalid("group %d is not in the pod's user namespace", g)
-		}
-	}
-	return nil
+	return o.checkLabels(in)
 }
 
 // shownConfig is config.json as people may see it: without the values of

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gantry/internal/isolator"
+	"gantry/internal/isolator/recipe"
 	"gantry/internal/pod"
 	"gantry/internal/unit"
 )
@@ -45,11 +46,11 @@ func (o *OCI) Checkpoint(in isolator.App, dir, cgroup string, limit time.Duratio
 	}
 	// Who kills the unit may meet the first, and the app would stand still for ever: then
 	// the second runs.
-	thaw := o.init("thaw", cgroup)
+	thaw := o.recipe.Run("thaw", cgroup)
 	first := thaw
 	first.IgnoreFailure = true
 	return unit.Unit{Name: unit.Checkpoint(string(in.App.ID)), Properties: []unit.Property{
-		{Name: "Description", Value: unit.String("Checkpoint of " + describe(in.Pod.Namespace, in.Pod.Name, in.App.Name))},
+		{Name: "Description", Value: unit.String("Checkpoint of " + recipe.Describe(in.Pod.Namespace, in.Pod.Name, in.App.Name))},
 		{Name: "Type", Value: unit.String("oneshot")},
 		{Name: "ExecStart", Value: unit.Commands{{Path: crun, Args: append(args, string(in.App.ID))}}},
 		{Name: "ExecStopPost", Value: unit.Commands{first, thaw}},

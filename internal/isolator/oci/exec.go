@@ -4,11 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"gantry/internal/isolator"
+	"gantry/internal/isolator/recipe"
 	"gantry/internal/pod"
 )
 
@@ -35,10 +35,10 @@ func (o *OCI) execProcess(in isolator.App, p pod.Process) (*specs.Process, error
 	if err := o.checkApp(in); err != nil {
 		return nil, err
 	}
-	if err := checkArgv(p.Argv); err != nil {
+	if err := recipe.CheckArgv(p.Argv); err != nil {
 		return nil, err
 	}
-	if err := checkEnv(p.Env); err != nil {
+	if err := recipe.CheckEnv(p.Env); err != nil {
 		return nil, err
 	}
 	process, err := o.process(in)
@@ -46,19 +46,8 @@ func (o *OCI) execProcess(in isolator.App, p pod.Process) (*specs.Process, error
 		return nil, err
 	}
 	process.Args, process.Terminal = p.Argv, p.TTY
-	process.Env = env(in, p.TTY, p.Env)
-	process.Rlimits = execLimits(process.Rlimits)
+	process.Env = recipe.Env(in, p.TTY, p.Env)
+	process.Rlimits = rlimits(recipe.Rlimits(in.App.Rlimits))
 	process.OOMScoreAdj = &in.Resources.OOMScoreAdj
 	return process, nil
-}
-
-func execLimits(own []specs.POSIXRlimit) []specs.POSIXRlimit {
-	out := slices.Clone(own)
-	for _, d := range defaultLimits {
-		name := "RLIMIT_" + d.name
-		if !slices.ContainsFunc(own, func(l specs.POSIXRlimit) bool { return strings.EqualFold(l.Type, name) }) {
-			out = append(out, specs.POSIXRlimit{Type: name, Soft: uint64(d.soft), Hard: uint64(d.hard)})
-		}
-	}
-	return out
 }

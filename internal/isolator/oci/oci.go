@@ -7,12 +7,10 @@
 // runtime's own cgroup code is off.
 //
 //	oci.go        what is fixed per node
-//	sandbox.go    the pod: its files, its slice, its unit
-//	app.go        the app: what can be wrong with it, its files, its unit
-//	spec.go       config.json, with mounts.go, security.go, caps.go, seccomp.go, devices.go
-//	service.go    the app's unit
-//	resources.go  limits
-//	exec.go       a process in a running app
+//	app.go         the app's files and unit
+//	spec.go        config.json, with mounts.go, seccomp.go, selinux.go, devices.go
+//	exec.go        a process in a running app
+//	checkpoint.go  its state, written down
 package oci
 
 import (
@@ -29,7 +27,9 @@ import (
 
 	"gantry/internal/initproc"
 	"gantry/internal/isolator"
+	"gantry/internal/isolator/recipe"
 	"gantry/internal/pod"
+	"gantry/internal/unit"
 )
 
 // The places that are the same on every node.
@@ -70,7 +70,8 @@ type Config struct {
 // OCI is the isolator.
 type OCI struct {
 	cfg     Config
-	seccomp profile
+	recipe  recipe.Recipe
+	seccomp recipe.Seccomp
 }
 
 var _ isolator.Isolator = (*OCI)(nil)
@@ -86,24 +87,34 @@ func New(c Config) (*OCI, error) {
 	if c.Arch == "" {
 		c.Arch = runtime.GOARCH
 	}
-	p, err := defaultProfile(c.SeccompDefault)
+	p, err := recipe.DefaultSeccomp(c.SeccompDefault)
 	if err != nil {
 		return nil, fmt.Errorf("default seccomp profile: %w", err)
 	}
-	return &OCI{cfg: c, seccomp: p}, nil
+	return &OCI{c, recipe.Recipe{Features: features(), Init: c.Init, StdioSocket: c.StdioSocket}, p}, nil
 }
 
 // Name is oci.
 func (o *OCI) Name() string { return "oci" }
 
 // Features are all there are.
-func (o *OCI) Features() isolator.Features {
+func (o *OCI) Features() isolator.Features { return o.recipe.Features }
+
+func features() isolator.Features {
 	return isolator.Features{
 		Isolation:   isolator.IsolationNamespaces,
 		HostNetwork: true, HostPID: true, HostIPC: true, UserNamespaces: true, SharedPID: true, Privileged: true,
 		RecursiveReadOnlyMounts: true, BidirectionalMounts: true, ImageVolumes: true, MountOptions: true,
 		TTY: true, Devices: true,
 	}
+}
+
+// Sandbox plans a pod.
+func (o *OCI) Sandbox(in isolator.Sandbox) (isolator.Plan, error) { return o.recipe.Sandbox(in) }
+
+// Resources turns limits into what changes a running app's.
+func (o *OCI) Resources(r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
+	return recipe.Resources(r)
 }
 
 // Cleanup has nothing to do: all that is made for a pod belongs to a unit or lies

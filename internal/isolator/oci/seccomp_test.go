@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"gantry/internal/isolator/recipe"
 )
 
 // TestProfilesThatDifferInErrorNumbers: without those numbers, as crun's hash sees
@@ -20,11 +22,11 @@ func TestProfilesThatDifferInErrorNumbers(t *testing.T) {
 		`{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ALLOW"}]}`,
 		`{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1, "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ALLOW"}]}`,
 	} {
-		p, err := parseProfile([]byte(text))
+		p, err := recipe.ParseSeccomp([]byte(text))
 		if err != nil {
 			t.Fatal(err)
 		}
-		hashed := withoutErrno(apart(p.resolve("amd64", nil)))
+		hashed := withoutErrno(apart(p.Resolve("amd64", nil)))
 		if other, ok := seen[hashed]; ok {
 			t.Errorf("crun takes these for one:\n%s\n%s", text, other)
 		}

@@ -1,12 +1,14 @@
 package oci
 
 import (
+	"cmp"
 	"path"
 	"slices"
 	"strings"
 
 	"gantry/internal/initproc"
 	"gantry/internal/isolator"
+	"gantry/internal/isolator/recipe"
 	"gantry/internal/pod"
 )
 
@@ -27,10 +29,10 @@ func selinux(in isolator.App) (l pod.SELinux) {
 	if own := in.App.Security.SELinux; own != nil {
 		l = *own
 		if whole != nil {
-			l.Level = or(l.Level, whole.Level)
+			l.Level = cmp.Or(l.Level, whole.Level)
 		}
 	}
-	l.Level = or(l.Level, pod.Level(in.Pod.ID))
+	l.Level = cmp.Or(l.Level, pod.Level(in.Pod.ID))
 	return l
 }
 
@@ -45,7 +47,7 @@ func (o *OCI) processLabel(in isolator.App) string {
 	if in.App.Security.Privileged {
 		kind = privilegedType
 	}
-	return label(or(l.User, "system_u"), or(l.Role, "system_r"), or(l.Type, kind), l.Level)
+	return label(cmp.Or(l.User, "system_u"), cmp.Or(l.Role, "system_r"), cmp.Or(l.Type, kind), l.Level)
 }
 
 // fileLabel is the label of the files that are an app's, "" if they keep theirs.
@@ -54,7 +56,7 @@ func (o *OCI) fileLabel(in isolator.App) string {
 		return ""
 	}
 	l := selinux(in)
-	return label(or(l.User, "system_u"), "object_r", fileType, l.Level)
+	return label(cmp.Or(l.User, "system_u"), "object_r", fileType, l.Level)
 }
 
 func label(parts ...string) string { return strings.Join(parts, ":") }
@@ -69,7 +71,7 @@ func (o *OCI) relabel(in isolator.App) []initproc.Relabel {
 	// Apps with labels of their own must not take what all have in common.
 	pods := initproc.Relabel{Label: o.fileLabel(isolator.App{Pod: in.Pod, App: &pod.App{}})}
 	shared := initproc.Relabel{Label: label("system_u", "object_r", fileType, "s0")}
-	for _, m := range podMounts(in) {
+	for _, m := range recipe.PodMounts(in) {
 		if m.Source != "/dev/shm" { // the host's
 			pods.Paths = append(pods.Paths, m.Source)
 		}
@@ -116,7 +118,7 @@ func ofTheHost(in isolator.App, p string) bool {
 // checkLabels finds what cannot work with SELinux.
 func (o *OCI) checkLabels(in isolator.App) error {
 	if explicit := in.App.Security.SELinux != nil || in.Pod.Security.SELinux != nil; explicit && !o.cfg.SELinux && o.cfg.KnownLabel != nil {
-		return invalid("security.selinux: the node's policy has no types for containers")
+		return recipe.Invalid("security.selinux: the node's policy has no types for containers")
 	}
 	process, files := o.processLabel(in), o.fileLabel(in)
 	for _, l := range []string{process, files} {
@@ -124,7 +126,7 @@ func (o *OCI) checkLabels(in isolator.App) error {
 			continue
 		}
 		if err := o.cfg.KnownLabel(l); err != nil {
-			return invalid("security.selinux: the policy has no label %q", l)
+			return recipe.Invalid("security.selinux: the policy has no label %q", l)
 		}
 	}
 	if files == "" {
@@ -132,36 +134,8 @@ func (o *OCI) checkLabels(in isolator.App) error {
 	}
 	for _, m := range in.App.Mounts {
 		if (m.Relabel || m.RelabelShared) && m.Image == nil && (ofTheHost(in, path.Clean(m.Source)) || ofTheHost(in, path.Clean(m.HostPath))) {
-			return invalid("mount %s: %s is the host's, and not given an app's SELinux label", m.Path, m.Source)
+			return recipe.Invalid("mount %s: %s is the host's, and not given an app's SELinux label", m.Path, m.Source)
 		}
 	}
 	return nil
-}
-
-func or(s, fallback string) string {
-	if s == "" {
-		return fallback
-	}
-	return s
-}
-
-// checkSELinux keeps a part of a label from being read as several, or as another
-// mount option.
-func checkSELinux(l *pod.SELinux) error {
-	if l == nil {
-		return nil
-	}
-	for _, part := range []string{l.User, l.Role, l.Type} {
-		if strings.ContainsFunc(part, func(c rune) bool { return !isWord(c) }) {
-			return invalid("security.selinux: %q", part)
-		}
-	}
-	if strings.ContainsFunc(l.Level, func(c rune) bool { return !isWord(c) && !strings.ContainsRune(":,-", c) }) {
-		return invalid("security.selinux: level %q", l.Level)
-	}
-	return nil
-}
-
-func isWord(c rune) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.'
 }

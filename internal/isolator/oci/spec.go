@@ -3,24 +3,19 @@ package oci
 import (
 	"fmt"
 	"path"
-	"slices"
-	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"gantry/internal/isolator"
+	"gantry/internal/isolator/recipe"
 	"gantry/internal/pod"
 )
 
 // spec is config.json. What is not in it on purpose: resources and cgroupsPath
 // (the unit has the limits), the OOM score (the unit has it), hostname and sysctls
 // (set once, when the pod's namespaces were made).
-func (o *OCI) spec(in isolator.App) (*specs.Spec, error) {
+func (o *OCI) spec(in isolator.App, mounts []specs.Mount) (*specs.Spec, error) {
 	namespaces, err := namespaces(in)
-	if err != nil {
-		return nil, err
-	}
-	mounts, err := mounts(in)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +35,7 @@ func (o *OCI) spec(in isolator.App) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	masked, readonly, err := hiddenPaths(in.App.Security)
+	masked, readonly, err := recipe.HiddenPaths(in.App.Security)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +61,7 @@ func (o *OCI) spec(in isolator.App) (*specs.Spec, error) {
 // propagation of the rootfs: slave, since what the host mounts later must reach
 // the volumes that want it, and the runtime's own default would cut them off.
 func propagation(a *pod.App) string {
-	if hasShared(a) {
+	if recipe.HasShared(a) {
 		return string(pod.PropagationShared)
 	}
 	return string(pod.PropagationSlave)
@@ -88,14 +83,14 @@ func namespaces(in isolator.App) ([]specs.LinuxNamespace, error) {
 		ns = append(ns, specs.LinuxNamespace{Type: t, Path: path.Join(in.Dir.Run, name)})
 	}
 	if p.Namespaces.User != nil {
-		pinned(specs.UserNamespace, userPin)
+		pinned(specs.UserNamespace, recipe.UserPin)
 	}
 	if !p.HostNetwork() {
-		pinned(specs.NetworkNamespace, netPin)
-		pinned(specs.UTSNamespace, utsPin)
+		pinned(specs.NetworkNamespace, recipe.NetPin)
+		pinned(specs.UTSNamespace, recipe.UTSPin)
 	}
 	if p.Namespaces.IPC != pod.NamespaceNode {
-		pinned(specs.IPCNamespace, ipcPin)
+		pinned(specs.IPCNamespace, recipe.IPCPin)
 	}
 	pid, err := pidNamespace(in)
 	if err != nil {
@@ -130,7 +125,7 @@ func pidNamespace(in isolator.App) ([]specs.LinuxNamespace, error) {
 	case pod.NamespaceTarget:
 		return of("target app", in.TargetPID)
 	default:
-		return nil, invalid("namespaces.pid %q", mode)
+		return nil, recipe.Invalid("namespaces.pid %q", mode)
 	}
 }
 
@@ -141,7 +136,7 @@ func (o *OCI) process(in isolator.App) (*specs.Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("security: %w", err)
 	}
-	apparmor, err := o.apparmor(a.Security)
+	apparmor, err := recipe.AppArmor(a.Security, o.cfg.AppArmorDefault)
 	if err != nil {
 		return nil, err
 	}
@@ -151,51 +146,13 @@ func (o *OCI) process(in isolator.App) (*specs.Process, error) {
 	}
 	return &specs.Process{
 		Terminal: a.TTY,
-		User:     specs.User{UID: a.Security.UID, GID: a.Security.GID, AdditionalGids: groups(a.Security)},
+		User:     specs.User{UID: a.Security.UID, GID: a.Security.GID, AdditionalGids: recipe.Groups(a.Security)},
 		Args:     a.Argv,
-		Env:      env(in, a.TTY, nil),
+		Env:      recipe.Env(in, a.TTY, nil),
 		Cwd:      cwd, Capabilities: caps, Rlimits: rlimits(a.Rlimits),
 		NoNewPrivileges: a.Security.NoNewPrivileges,
 		ApparmorProfile: apparmor, SelinuxLabel: o.processLabel(in),
 	}, nil
-}
-
-// groups has the primary group too: without it a program that changes its group
-// would leave the one that "deny this group" rules are about.
-func groups(s pod.Security) []uint32 {
-	out := []uint32{s.GID}
-	for _, g := range s.Groups {
-		if !slices.Contains(out, g) {
-			out = append(out, g)
-		}
-	}
-	return out
-}
-
-const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// env is the environment: what every app may count on, then the app's own, then
-// more. A later value wins and keeps the place of the first.
-func env(in isolator.App, tty bool, more []string) []string {
-	base := []string{defaultPath}
-	if in.Pod.Hostname != "" {
-		base = append(base, "HOSTNAME="+in.Pod.Hostname)
-	}
-	if tty {
-		base = append(base, "TERM=xterm")
-	}
-	var out []string
-	at := map[string]int{}
-	for _, e := range slices.Concat(base, in.Secret.Env, more) {
-		name, _, _ := strings.Cut(e, "=")
-		if i, ok := at[name]; ok {
-			out[i] = e
-			continue
-		}
-		at[name] = len(out)
-		out = append(out, e)
-	}
-	return out
 }
 
 func rlimits(limits []pod.Rlimit) []specs.POSIXRlimit {
@@ -204,4 +161,14 @@ func rlimits(limits []pod.Rlimit) []specs.POSIXRlimit {
 		out = append(out, specs.POSIXRlimit{Type: l.Type, Soft: l.Soft, Hard: l.Hard})
 	}
 	return out
+}
+
+func capabilities(s pod.Security) (*specs.LinuxCapabilities, error) {
+	c, err := recipe.CapabilitiesOf(s)
+	if err != nil {
+		return nil, err
+	}
+	return &specs.LinuxCapabilities{
+		Bounding: c.Bounding, Effective: c.Bounding, Permitted: c.Bounding, Inheritable: c.Ambient, Ambient: c.Ambient,
+	}, nil
 }

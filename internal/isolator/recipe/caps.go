@@ -1,11 +1,10 @@
-package oci
+package recipe
 
 import (
 	"slices"
 	"strings"
 
 	"github.com/moby/sys/capability"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"gantry/internal/pod"
 )
@@ -26,32 +25,32 @@ func allCaps() []string {
 	return out
 }
 
-// capabilities are what the app may have. ALL comes first on both sides, then
-// single names are added and dropped, so that "drop ALL, add KILL" leaves KILL.
+// Capabilities are what an app may have: Bounding is also what a root has in force.
 // Nothing is inheritable unless it is ambient: an inheritable set lets file
 // capabilities in the image raise what a user may do.
-func capabilities(s pod.Security) (*specs.LinuxCapabilities, error) {
+type Capabilities struct{ Bounding, Ambient []string }
+
+// CapabilitiesOf resolves names. ALL comes first on both sides, then single names are
+// added and dropped, so that "drop ALL, add KILL" leaves KILL.
+func CapabilitiesOf(s pod.Security) (Capabilities, error) {
 	set, err := boundingCaps(s)
 	if err != nil {
-		return nil, err
+		return Capabilities{}, err
 	}
 	var ambient []string
 	for _, name := range s.AmbientCaps {
 		c, err := capName(name)
 		if err != nil {
-			return nil, err
+			return Capabilities{}, err
 		}
 		if c == capAll {
-			return nil, invalid("ambient capability ALL")
+			return Capabilities{}, Invalid("ambient capability ALL")
 		}
 		ambient = append(ambient, c)
 	}
 	slices.Sort(ambient)
 	ambient = slices.Compact(ambient)
-	set = sortedUnion(set, ambient)
-	return &specs.LinuxCapabilities{
-		Bounding: set, Effective: set, Permitted: set, Inheritable: ambient, Ambient: ambient,
-	}, nil
+	return Capabilities{Bounding: sortedUnion(set, ambient), Ambient: ambient}, nil
 }
 
 func boundingCaps(s pod.Security) ([]string, error) {
@@ -103,7 +102,7 @@ func capName(name string) (string, error) {
 		c = "CAP_" + c
 	}
 	if !slices.Contains(allCaps(), c) {
-		return "", invalid("capability %q: the kernel has none of that name", name)
+		return "", Invalid("capability %q: the kernel has none of that name", name)
 	}
 	return c, nil
 }

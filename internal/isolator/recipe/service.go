@@ -1,4 +1,4 @@
-package oci
+package recipe
 
 import (
 	"slices"
@@ -37,10 +37,10 @@ var defaultLimits = []struct {
 	{"NPROC", unit.Infinity, unit.Infinity},
 }
 
-// appResources are an app's limits, as its unit takes them.
-type appResources struct {
+// Limits are an app's limits, as its unit takes them, and Files of its cgroup.
+type Limits struct {
 	properties []unit.Property
-	files      []isolator.CgroupFile
+	Files      []isolator.CgroupFile
 	oomPolicy  string
 }
 
@@ -48,16 +48,16 @@ type appResources struct {
 // by one.
 const oomContinue = "continue"
 
-// appLimits adds to Resources what only a start can set.
-func appLimits(in isolator.App) (appResources, error) {
+// LimitsOf adds to Resources what only a start can set.
+func LimitsOf(in isolator.App) (Limits, error) {
 	props, files, err := Resources(in.Resources)
 	if err != nil {
-		return appResources{}, err
+		return Limits{}, err
 	}
-	r := appResources{properties: props, oomPolicy: "kill"}
+	r := Limits{properties: props, oomPolicy: "kill"}
 	for _, f := range files {
 		if f.Name != memoryOOMGroup {
-			r.files = append(r.files, f)
+			r.Files = append(r.Files, f)
 		} else if f.Value == "0" {
 			r.oomPolicy = oomContinue
 		}
@@ -68,37 +68,37 @@ func appLimits(in isolator.App) (appResources, error) {
 	return r, nil
 }
 
-// service is the app's unit. Where a property looks superfluous, systemd's default
+// Service is the app's unit. Where a property looks superfluous, systemd's default
 // was wrong for an app; docs/decisions says which trap it was.
-func (o *OCI) service(in isolator.App, l appResources) unit.Unit {
+func (r Recipe) Service(in isolator.App, l Limits) unit.Unit {
 	u := unit.Unit{Name: unit.App(string(in.App.ID))}
 	add := func(name string, v unit.Value) {
 		u.Properties = append(u.Properties, unit.Property{Name: name, Value: v})
 	}
-	o.addCommands(in, l, add)
-	o.addOrder(in, add)
+	r.addCommands(in, l, add)
+	r.addOrder(in, add)
 
 	add("Delegate", unit.Bool(true))
 	add("OOMPolicy", unit.String(l.oomPolicy))
 	add("OOMScoreAdjust", unit.Int32(in.Resources.OOMScoreAdj))
 	u.Properties = append(u.Properties, l.properties...)
-	for _, r := range defaultLimits {
-		add("Limit"+r.name, r.hard)
-		add("Limit"+r.name+"Soft", r.soft)
+	for _, l := range defaultLimits {
+		add("Limit"+l.name, l.hard)
+		add("Limit"+l.name+"Soft", l.soft)
 	}
 	policy, rules := deviceRules(in.App)
 	add("DevicePolicy", unit.String(policy))
 	if len(rules) > 0 {
 		add("DeviceAllow", rules)
 	}
-	if !hasShared(in.App) {
+	if !HasShared(in.App) {
 		add("PrivateMounts", unit.Bool(true))
 	}
 	return u
 }
 
 // addCommands adds what runs and how it ends.
-func (o *OCI) addCommands(in isolator.App, l appResources, add func(string, unit.Value)) {
+func (r Recipe) addCommands(in isolator.App, l Limits, add func(string, unit.Value)) {
 	signal, grace := in.App.StopSignal, in.App.StopTimeout
 	if signal == 0 {
 		signal = sigTERM
@@ -106,11 +106,11 @@ func (o *OCI) addCommands(in isolator.App, l appResources, add func(string, unit
 	if grace == 0 {
 		grace = stopTime
 	}
-	add("Description", unit.String(describe(in.Pod.Namespace, in.Pod.Name, in.App.Name)))
+	add("Description", unit.String(Describe(in.Pod.Namespace, in.Pod.Name, in.App.Name)))
 	add("Type", unit.String("notify"))
 	add("NotifyAccess", unit.String("all"))
-	add("ExecStart", unit.Commands{o.init("start", in.Dir.App)})
-	add("ExecStopPost", o.recorders(in, l))
+	add("ExecStart", unit.Commands{r.Run("start", in.Dir.App)})
+	add("ExecStopPost", r.recorders(in, l))
 	add("TimeoutStartUSec", unit.Duration(startTime))
 	add("TimeoutStopUSec", unit.Duration(max(grace, minStopTime)))
 	add("KillMode", unit.String("mixed"))
@@ -130,8 +130,8 @@ func (o *OCI) addCommands(in isolator.App, l appResources, add func(string, unit
 // outside. That one sees no memory.events, and systemd does not tell of memory
 // either where it is to go on after a process was killed for it: there the recorder
 // runs twice, and the "-" of the first forgives its end.
-func (o *OCI) recorders(in isolator.App, l appResources) unit.Commands {
-	exited := o.init("exited", in.Dir.App)
+func (r Recipe) recorders(in isolator.App, l Limits) unit.Commands {
+	exited := r.Run("exited", in.Dir.App)
 	if l.oomPolicy != oomContinue {
 		return unit.Commands{exited}
 	}
@@ -142,7 +142,7 @@ func (o *OCI) recorders(in isolator.App, l appResources) unit.Commands {
 
 // addOrder adds where the app's unit stands among others. Requisite, for the pod:
 // to require it would start it again, without a network.
-func (o *OCI) addOrder(in isolator.App, add func(string, unit.Value)) {
+func (r Recipe) addOrder(in isolator.App, add func(string, unit.Value)) {
 	podUnit := unit.Pod(string(in.Pod.ID))
 	after := unit.Strings{podUnit}
 	var trees unit.Strings
@@ -153,7 +153,7 @@ func (o *OCI) addOrder(in isolator.App, add func(string, unit.Value)) {
 	}
 	slices.Sort(trees)
 	after = append(after, trees...)
-	if o.cfg.StdioSocket != "" {
+	if r.StdioSocket != "" {
 		after = append(after, stdioService, stdioSocket)
 	}
 	add("Slice", unit.String(in.Pod.Slice))
@@ -162,7 +162,7 @@ func (o *OCI) addOrder(in isolator.App, add func(string, unit.Value)) {
 	if len(trees) > 0 {
 		add("Requires", trees)
 	}
-	if o.cfg.StdioSocket != "" {
+	if r.StdioSocket != "" {
 		add("Wants", unit.Strings{stdioService, stdioSocket})
 	}
 	// Whoever kills all of the pod's slice kills the recorder in it, too.

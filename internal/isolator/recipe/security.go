@@ -1,6 +1,7 @@
-package oci
+package recipe
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -21,7 +22,8 @@ var (
 	defaultReadOnly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
-func hiddenPaths(s pod.Security) (masked, readOnly []string, err error) {
+// HiddenPaths are those of /proc and /sys that an app does not see, or not write to.
+func HiddenPaths(s pod.Security) (masked, readOnly []string, err error) {
 	if s.Privileged {
 		return nil, nil, nil
 	}
@@ -34,7 +36,7 @@ func hiddenPaths(s pod.Security) (masked, readOnly []string, err error) {
 	}
 	for _, p := range slices.Concat(masked, readOnly) {
 		if !path.IsAbs(p) || strings.ContainsRune(p, 0) {
-			return nil, nil, invalid("security: masked or read-only path %q is not absolute", p)
+			return nil, nil, Invalid("security: masked or read-only path %q is not absolute", p)
 		}
 	}
 	return masked, readOnly, nil
@@ -44,8 +46,9 @@ func hiddenPaths(s pod.Security) (masked, readOnly []string, err error) {
 // runtime's own program, which distributions load.
 const unconfined = "unconfined"
 
-// apparmor is the profile's name. A privileged app has none unless it names one.
-func (o *OCI) apparmor(s pod.Security) (string, error) {
+// AppArmor is the profile's name. A privileged app has none unless it names one; byDefault
+// is that of apps that ask for the node's.
+func AppArmor(s pod.Security, byDefault string) (string, error) {
 	switch s.AppArmor.Kind {
 	case pod.ProfileUnconfined:
 		return unconfined, nil
@@ -53,15 +56,15 @@ func (o *OCI) apparmor(s pod.Security) (string, error) {
 		if s.Privileged {
 			return unconfined, nil
 		}
-		return or(o.cfg.AppArmorDefault, unconfined), nil
+		return cmp.Or(byDefault, unconfined), nil
 	case pod.ProfileLocalhost:
 		name := s.AppArmor.Localhost
 		if name == "" || strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' }) {
-			return "", invalid("security.appArmor: profile name %q", name)
+			return "", Invalid("security.appArmor: profile name %q", name)
 		}
 		return name, nil
 	default:
-		return "", invalid("security.appArmor: profile kind %q", s.AppArmor.Kind)
+		return "", Invalid("security.appArmor: profile kind %q", s.AppArmor.Kind)
 	}
 }
 
@@ -76,4 +79,25 @@ func checkSecurity(in isolator.App) error {
 		return fmt.Errorf("security.seccomp: profile %q: no content: %w", s.Seccomp.Localhost, pod.ErrInvalid)
 	}
 	return nil
+}
+
+// checkSELinux keeps a part of a label from being read as several, or as another
+// mount option.
+func checkSELinux(l *pod.SELinux) error {
+	if l == nil {
+		return nil
+	}
+	for _, part := range []string{l.User, l.Role, l.Type} {
+		if strings.ContainsFunc(part, func(c rune) bool { return !isWord(c) }) {
+			return Invalid("security.selinux: %q", part)
+		}
+	}
+	if strings.ContainsFunc(l.Level, func(c rune) bool { return !isWord(c) && !strings.ContainsRune(":,-", c) }) {
+		return Invalid("security.selinux: level %q", l.Level)
+	}
+	return nil
+}
+
+func isWord(c rune) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.'
 }

@@ -1,4 +1,4 @@
-package oci
+package recipe
 
 import (
 	"fmt"
@@ -26,11 +26,6 @@ func Resources(r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) 
 		}
 	}
 	return l.properties, l.files, nil
-}
-
-// Resources is the function of that name, for who has an isolator in hand.
-func (o *OCI) Resources(r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
-	return Resources(r)
 }
 
 // limits collects; a later value of the same name replaces an earlier one.
@@ -63,13 +58,9 @@ func (l *limits) unwrite(name string) {
 	l.files = slices.DeleteFunc(l.files, func(f isolator.CgroupFile) bool { return f.Name == name })
 }
 
-func invalid(format string, args ...any) error {
-	return fmt.Errorf(format+": %w", append(args, pod.ErrInvalid)...)
-}
-
 func (l *limits) cpu(r pod.Resources) error {
 	if r.CPUShares < 0 {
-		return invalid("cpu shares %d", r.CPUShares)
+		return Invalid("cpu shares %d", r.CPUShares)
 	}
 	if r.CPUShares > 0 {
 		l.set("CPUWeight", unit.Uint64(weight(r.CPUShares)))
@@ -109,10 +100,10 @@ const (
 // works without the limit before it lets the app go.
 func (l *limits) quota(quota, period int64) error {
 	if period != 0 && (period < minPeriod || period > maxPeriod) {
-		return invalid("cpu period %d: want %d to %d µs", period, minPeriod, maxPeriod)
+		return Invalid("cpu period %d: want %d to %d µs", period, minPeriod, maxPeriod)
 	}
 	if quota > 0 && (quota < minQuota || quota > maxQuota) {
-		return invalid("cpu quota %d: want %d to %d µs", quota, minQuota, maxQuota)
+		return Invalid("cpu quota %d: want %d to %d µs", quota, minQuota, maxQuota)
 	}
 	if period != 0 {
 		l.set("CPUQuotaPeriodUSec", unit.Uint64(period))
@@ -148,9 +139,9 @@ func (l *limits) memory(r pod.Resources) error {
 	case r.MemorySwap < 0:
 		l.set("MemorySwapMax", unit.Infinity)
 	case r.Memory <= 0:
-		return invalid("memory and swap %d: needs a memory limit", r.MemorySwap)
+		return Invalid("memory and swap %d: needs a memory limit", r.MemorySwap)
 	case r.MemorySwap < r.Memory:
-		return invalid("memory and swap %d: is less than the memory %d", r.MemorySwap, r.Memory)
+		return Invalid("memory and swap %d: is less than the memory %d", r.MemorySwap, r.Memory)
 	default:
 		l.set("MemorySwapMax", unit.Uint64(r.MemorySwap-r.Memory))
 	}
@@ -203,7 +194,7 @@ func parseSet(list string) ([]byte, error) {
 		first, err1 := strconv.ParseUint(from, 10, 16)
 		last, err2 := strconv.ParseUint(to, 10, 16)
 		if err1 != nil || err2 != nil || first > last || last > maxCPU {
-			return nil, invalid("%q in %q: want N or N-M up to %d", part, list, maxCPU)
+			return nil, Invalid("%q in %q: want N or N-M up to %d", part, list, maxCPU)
 		}
 		for n := first; n <= last; n++ {
 			for uint64(len(mask)) <= n/8 {
@@ -220,7 +211,7 @@ var pageSize = regexp.MustCompile(`^[1-9][0-9]{0,9}[KMG]B$`)
 func (l *limits) hugepages(r pod.Resources) error {
 	for _, h := range r.Hugepages {
 		if !pageSize.MatchString(h.PageSize) {
-			return invalid("hugepage size %q: want 2MB, 1GB and the like", h.PageSize)
+			return Invalid("hugepage size %q: want 2MB, 1GB and the like", h.PageSize)
 		}
 		l.write("hugetlb."+h.PageSize+".max", strconv.FormatUint(h.Limit, 10))
 	}
@@ -237,7 +228,7 @@ var cgroupFile = regexp.MustCompile(`^[a-z0-9_]+(\.[A-Za-z0-9_]+)+$`)
 // unified takes cgroup v2 files by name; they win over the fields.
 func (l *limits) unified(r pod.Resources) error {
 	if _, both := r.Unified["cpu.weight"]; both && strings.TrimSpace(r.Unified[cpuIdle]) == "1" {
-		return invalid("unified: cpu.weight and cpu.idle=1 exclude each other")
+		return Invalid("unified: cpu.weight and cpu.idle=1 exclude each other")
 	}
 	for _, key := range slices.Sorted(maps.Keys(r.Unified)) {
 		value := strings.TrimSpace(r.Unified[key])
@@ -255,10 +246,10 @@ var unifiedBytes = map[string]string{
 
 func (l *limits) unifiedKey(key, value string) error {
 	if !cgroupFile.MatchString(key) {
-		return invalid("is no cgroup file")
+		return Invalid("is no cgroup file")
 	}
 	if value == "" || len(value) > 4096 || strings.ContainsAny(value, "\x00\n") {
-		return invalid("value is not one line of text")
+		return Invalid("value is not one line of text")
 	}
 	if name, ok := unifiedBytes[key]; ok {
 		return l.number(name, value, 0)
@@ -272,7 +263,7 @@ func (l *limits) unifiedKey(key, value string) error {
 		return l.cpuMax(value)
 	case cpuIdle, memoryOOMGroup:
 		if value != "0" && value != "1" {
-			return invalid("want 0 or 1")
+			return Invalid("want 0 or 1")
 		}
 		if key == cpuIdle && value == "1" {
 			l.set("CPUWeight", unit.Uint64(0)) // systemd's word for idle
@@ -286,7 +277,7 @@ func (l *limits) unifiedKey(key, value string) error {
 	default:
 		// The core files move, freeze and kill processes: they are no limits.
 		if strings.HasPrefix(key, "cgroup.") && !strings.HasPrefix(key, "cgroup.max.") {
-			return invalid("is no limit")
+			return Invalid("is no limit")
 		}
 		l.write(key, value)
 	}
@@ -300,7 +291,7 @@ func (l *limits) number(property, value string, least uint64) error {
 	}
 	n, err := strconv.ParseUint(value, 10, 63)
 	if err != nil || n < least || property == "CPUWeight" && n > 10000 {
-		return invalid("want a number in range")
+		return Invalid("want a number in range")
 	}
 	l.set(property, unit.Uint64(n))
 	return nil
@@ -317,7 +308,7 @@ func (l *limits) cpuMax(value string) error {
 		period, err2 = strconv.ParseInt(fields[1], 10, 63)
 	}
 	if err1 != nil || err2 != nil || len(fields) > 2 || quota == 0 || quota < -1 || period <= 0 {
-		return invalid("want QUOTA PERIOD, or max")
+		return Invalid("want QUOTA PERIOD, or max")
 	}
 	return l.quota(quota, period)
 }

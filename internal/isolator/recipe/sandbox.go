@@ -1,4 +1,4 @@
-package oci
+package recipe
 
 import (
 	"errors"
@@ -17,9 +17,9 @@ import (
 
 // The pod's files, below its directory.
 const (
-	hostnameFile = "files/hostname"
-	resolvFile   = "files/resolv.conf"
-	hostsFile    = "files/hosts"
+	HostnameFile = "files/hostname"
+	ResolvFile   = "files/resolv.conf"
+	HostsFile    = "files/hosts"
 )
 
 // podStopTime bounds the teardown of a pod: CNI plugins may hang.
@@ -27,19 +27,20 @@ const podStopTime = time.Minute
 
 // Sandbox plans a pod: the files that its apps see, the slice if no kubelet made
 // one, the holder of a shared PID namespace, and the pod's unit.
-func (o *OCI) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
-	if err := o.checkSandbox(in); err != nil {
+func (r Recipe) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
+	if err := r.checkSandbox(in); err != nil {
 		return isolator.Plan{}, fmt.Errorf("plan pod: %w", err)
 	}
-	units, err := o.podUnits(in)
+	units, err := r.podUnits(in)
 	if err != nil {
 		return isolator.Plan{}, fmt.Errorf("plan pod: %w", err)
 	}
 	plan := isolator.Plan{Files: podFiles(in.Pod), Units: units}
-	return plan, validUnits(plan.Units)
+	return plan, Valid(plan.Units)
 }
 
-func validUnits(units []unit.Unit) error {
+// Valid refuses units that systemd would not take.
+func Valid(units []unit.Unit) error {
 	for _, u := range units {
 		if err := u.Validate(); err != nil {
 			return fmt.Errorf("%w: %w", err, pod.ErrInvalid)
@@ -48,20 +49,20 @@ func validUnits(units []unit.Unit) error {
 	return nil
 }
 
-func (o *OCI) checkSandbox(in isolator.Sandbox) error {
+func (r Recipe) checkSandbox(in isolator.Sandbox) error {
 	if in.Pod == nil {
-		return invalid("no pod")
+		return Invalid("no pod")
 	}
 	p := in.Pod
 	if _, err := pod.ParseID(string(p.ID)); err != nil {
 		return err
 	}
 	for _, dir := range []string{in.Dir.Pod, in.Dir.Run} {
-		if err := checkPath(dir); err != nil {
+		if err := CheckPath(dir); err != nil {
 			return fmt.Errorf("directory: %w", err)
 		}
 	}
-	if err := o.Features().CheckPod(p); err != nil {
+	if err := r.Features.CheckPod(p); err != nil {
 		return err
 	}
 	return checkPod(p)
@@ -70,7 +71,7 @@ func (o *OCI) checkSandbox(in isolator.Sandbox) error {
 // checkPod checks what a pod's and an app's plan both rest on.
 func checkPod(p *pod.Pod) error {
 	if err := unit.ValidName(p.Slice); err != nil || !strings.HasSuffix(p.Slice, ".slice") {
-		return invalid("slice %q is no slice unit", p.Slice)
+		return Invalid("slice %q is no slice unit", p.Slice)
 	}
 	if err := checkNamespaces(p.Namespaces); err != nil {
 		return fmt.Errorf("namespaces: %w", err)
@@ -80,7 +81,7 @@ func checkPod(p *pod.Pod) error {
 	}
 	for _, f := range []struct{ field, text string }{{"hostname", p.Hostname}, {"name", p.Name}, {"namespace", p.Namespace}} {
 		if strings.ContainsFunc(f.text, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
-			return invalid("%s %q has blanks or control characters", f.field, f.text)
+			return Invalid("%s %q has blanks or control characters", f.field, f.text)
 		}
 	}
 	return checkDNS(p.DNS)
@@ -92,12 +93,12 @@ func checkDNS(d *pod.DNS) error {
 	}
 	for _, s := range d.Servers {
 		if _, err := netip.ParseAddr(s); err != nil {
-			return invalid("dns server %q is no address", s)
+			return Invalid("dns server %q is no address", s)
 		}
 	}
 	for _, s := range slices.Concat(d.Searches, d.Options) {
 		if s == "" || strings.ContainsAny(s, " \t\n\r\x00") {
-			return invalid("dns word %q is empty or has blanks", s)
+			return Invalid("dns word %q is empty or has blanks", s)
 		}
 	}
 	return nil
@@ -109,11 +110,11 @@ func checkNamespaces(n pod.Namespaces) error {
 		mode  pod.NamespaceMode
 	}{{"network", n.Network}, {"ipc", n.IPC}} {
 		if f.mode != pod.NamespacePod && f.mode != pod.NamespaceNode {
-			return invalid("%s %q: want pod or node", f.field, f.mode)
+			return Invalid("%s %q: want pod or node", f.field, f.mode)
 		}
 	}
 	if n.PID != pod.NamespacePod && n.PID != pod.NamespaceNode && n.PID != pod.NamespaceApp {
-		return invalid("pid %q: want pod, app or node", n.PID)
+		return Invalid("pid %q: want pod, app or node", n.PID)
 	}
 	if n.User == nil {
 		return nil
@@ -125,26 +126,28 @@ func checkNamespaces(n pod.Namespaces) error {
 }
 
 func checkUserMaps(field string, ms []pod.IDMap) error {
-	if err := checkMaps(ms); err != nil {
+	if err := CheckMaps(ms); err != nil {
 		return fmt.Errorf("user: %s: %w", field, err)
 	}
-	if !mapped(ms, 0) {
-		return invalid("user: %s: 0 is not mapped", field)
+	if !Mapped(ms, 0) {
+		return Invalid("user: %s: 0 is not mapped", field)
 	}
 	return nil
 }
 
-func checkMaps(ms []pod.IDMap) error {
+// CheckMaps refuses what the kernel would.
+func CheckMaps(ms []pod.IDMap) error {
 	for _, m := range ms {
 		end := max(uint64(m.Container), uint64(m.Host)) + uint64(m.Length)
 		if m.Length == 0 || end >= 1<<32 {
-			return invalid("mapping %d %d %d is empty or too large", m.Container, m.Host, m.Length)
+			return Invalid("mapping %d %d %d is empty or too large", m.Container, m.Host, m.Length)
 		}
 	}
 	return nil
 }
 
-func mapped(ms []pod.IDMap, id uint32) bool {
+// Mapped tells whether maps have an ID of the pod.
+func Mapped(ms []pod.IDMap, id uint32) bool {
 	return slices.ContainsFunc(ms, func(m pod.IDMap) bool {
 		return id >= m.Container && uint64(id) < uint64(m.Container)+uint64(m.Length)
 	})
@@ -157,20 +160,20 @@ func checkSysctls(p *pod.Pod) error {
 		node := false
 		switch {
 		case strings.ContainsAny(name, "/\x00\n ") || strings.Contains(name, ".."):
-			return invalid("sysctl %q: want a name with dots", name)
+			return Invalid("sysctl %q: want a name with dots", name)
 		case strings.HasPrefix(name, "net."):
 			node = p.Namespaces.Network == pod.NamespaceNode
 		case strings.HasPrefix(name, "fs.mqueue."), strings.HasPrefix(name, "kernel.shm"),
 			strings.HasPrefix(name, "kernel.msg"), name == "kernel.sem":
 			node = p.Namespaces.IPC == pod.NamespaceNode
 		default:
-			return invalid("sysctl %s: is not of a namespace", name)
+			return Invalid("sysctl %s: is not of a namespace", name)
 		}
 		if node {
-			return invalid("sysctl %s: the pod uses the node's namespace", name)
+			return Invalid("sysctl %s: the pod uses the node's namespace", name)
 		}
 		if strings.ContainsRune(p.Sysctls[name], 0) {
-			return invalid("sysctl %s: value has a NUL", name)
+			return Invalid("sysctl %s: value has a NUL", name)
 		}
 	}
 	return nil
@@ -184,18 +187,19 @@ func podFiles(p *pod.Pod) []isolator.File {
 		files = append(files, isolator.File{Path: path, Mode: 0o644, Data: []byte(text)})
 	}
 	if p.Hostname != "" {
-		add(hostnameFile, p.Hostname+"\n")
+		add(HostnameFile, p.Hostname+"\n")
 	}
-	if hasHosts(p) {
-		add(hostsFile, hosts(p.Hostname))
+	if HasHosts(p) {
+		add(HostsFile, hosts(p.Hostname))
 	}
 	if p.DNS != nil {
-		add(resolvFile, resolvConf(p.DNS))
+		add(ResolvFile, resolvConf(p.DNS))
 	}
 	return files
 }
 
-func hasHosts(p *pod.Pod) bool { return p.Owner == pod.OwnerCLI && !p.HostNetwork() }
+// HasHosts tells whether the pod gets an /etc/hosts of ours.
+func HasHosts(p *pod.Pod) bool { return p.Owner == pod.OwnerCLI && !p.HostNetwork() }
 
 // hosts names the pod by a loopback address: the plan is made before the network
 // gives it another one.
@@ -221,7 +225,7 @@ func resolvConf(d *pod.DNS) string {
 	return b.String()
 }
 
-func (o *OCI) podUnits(in isolator.Sandbox) ([]unit.Unit, error) {
+func (r Recipe) podUnits(in isolator.Sandbox) ([]unit.Unit, error) {
 	p := in.Pod
 	var units []unit.Unit
 	if p.CgroupParent == "" {
@@ -232,20 +236,20 @@ func (o *OCI) podUnits(in isolator.Sandbox) ([]unit.Unit, error) {
 		units = append(units, slice)
 	}
 	if p.Namespaces.PID == pod.NamespacePod {
-		units = append(units, o.holder(in))
+		units = append(units, r.holder(in))
 	}
 	var needs unit.Strings
 	for _, u := range units {
 		needs = append(needs, u.Name)
 	}
-	return append(units, o.podUnit(in, needs)), nil
+	return append(units, r.podUnit(in, needs)), nil
 }
 
 // podSlice is the slice of a pod that no kubelet made one for. It goes away with
 // the last unit that needs it.
 func podSlice(p *pod.Pod) (unit.Unit, error) {
 	u := unit.Unit{Name: p.Slice, Properties: []unit.Property{
-		{Name: "Description", Value: unit.String("Pod " + describe(p.Namespace, p.Name))},
+		{Name: "Description", Value: unit.String("Pod " + Describe(p.Namespace, p.Name))},
 		{Name: "StopWhenUnneeded", Value: unit.Bool(true)},
 		{Name: "IgnoreOnIsolate", Value: unit.Bool(true)},
 	}}
@@ -267,15 +271,15 @@ func podSlice(p *pod.Pod) (unit.Unit, error) {
 
 // holder is the process that holds a shared PID namespace. It lives in the pod's
 // slice: the kernel makes it part of the pod, so the pod pays for it.
-func (o *OCI) holder(in isolator.Sandbox) unit.Unit {
+func (r Recipe) holder(in isolator.Sandbox) unit.Unit {
 	p := in.Pod
 	return unit.Unit{Name: unit.Holder(string(p.ID)), Properties: []unit.Property{
-		{Name: "Description", Value: unit.String("PID namespace of pod " + describe(p.Namespace, p.Name))},
+		{Name: "Description", Value: unit.String("PID namespace of pod " + Describe(p.Namespace, p.Name))},
 		{Name: "Slice", Value: unit.String(p.Slice)},
 		// Forking: the holder must be a child of PID 1 before it becomes the main
 		// process, or PID 1 does not see its end.
 		{Name: "Type", Value: unit.String("forking")},
-		{Name: "ExecStart", Value: unit.Commands{o.hold(in)}},
+		{Name: "ExecStart", Value: unit.Commands{r.hold(in)}},
 		{Name: "CollectMode", Value: unit.String("inactive-or-failed")},
 		{Name: "StopWhenUnneeded", Value: unit.Bool(true)},
 		{Name: "IgnoreOnIsolate", Value: unit.Bool(true)},
@@ -286,21 +290,21 @@ func (o *OCI) holder(in isolator.Sandbox) unit.Unit {
 
 // hold starts the holder in the pod's other namespaces: an app that gets hold of it
 // finds nothing there that it has not anyway.
-func (o *OCI) hold(in isolator.Sandbox) unit.Command {
-	n, hold := in.Pod.Namespaces, o.init("hold")
+func (r Recipe) hold(in isolator.Sandbox) unit.Command {
+	n, hold := in.Pod.Namespaces, r.Run("hold")
 	enter := []string{nsenter}
 	add := func(kind, pin string) { enter = append(enter, "--"+kind+"="+path.Join(in.Dir.Run, pin)) }
 	if n.User != nil {
 		// The namespace must belong to the pod's own users, or their root could not
 		// mount a /proc of it.
-		add("user", userPin)
+		add("user", UserPin)
 	}
 	if !in.Pod.HostNetwork() {
-		add("net", netPin)
-		add("uts", utsPin)
+		add("net", NetPin)
+		add("uts", UTSPin)
 	}
 	if n.IPC != pod.NamespaceNode {
-		add("ipc", ipcPin)
+		add("ipc", IPCPin)
 	}
 	if len(enter) == 1 {
 		return hold
@@ -310,7 +314,7 @@ func (o *OCI) hold(in isolator.Sandbox) unit.Command {
 }
 
 // Where the pod's namespaces are pinned, below its run directory.
-const userPin, netPin, utsPin, ipcPin = "user", "net", "uts", "ipc"
+const UserPin, NetPin, UTSPin, IPCPin = "user", "net", "uts", "ipc"
 
 // nsenter enters the pod's namespaces for the holder: a program with threads, as ours
 // are, cannot do that with users.
@@ -320,14 +324,14 @@ const nsenter = "/usr/bin/nsenter"
 // killing it frees nothing and ends the pod.
 const holderOOMScore = -998
 
-func (o *OCI) podUnit(in isolator.Sandbox, needs unit.Strings) unit.Unit {
+func (r Recipe) podUnit(in isolator.Sandbox, needs unit.Strings) unit.Unit {
 	p := in.Pod
 	u := unit.Unit{Name: unit.Pod(string(p.ID)), Properties: []unit.Property{
-		{Name: "Description", Value: unit.String("Network of pod " + describe(p.Namespace, p.Name))},
+		{Name: "Description", Value: unit.String("Network of pod " + Describe(p.Namespace, p.Name))},
 		{Name: "Slice", Value: unit.String(unit.Slice)},
 		{Name: "Type", Value: unit.String("oneshot")},
 		{Name: "RemainAfterExit", Value: unit.Bool(true)},
-		{Name: "ExecStop", Value: unit.Commands{o.init("pod-down", in.Dir.Pod)}},
+		{Name: "ExecStop", Value: unit.Commands{r.Run("pod-down", in.Dir.Pod)}},
 		{Name: "TimeoutStopUSec", Value: unit.Duration(podStopTime)},
 		{Name: "CollectMode", Value: unit.String("inactive-or-failed")},
 		{Name: "IgnoreOnIsolate", Value: unit.Bool(true)},
@@ -343,13 +347,9 @@ func (o *OCI) podUnit(in isolator.Sandbox, needs unit.Strings) unit.Unit {
 // syslogName is what our own messages in the journal are found by.
 const syslogName = "gantry-init"
 
-func (o *OCI) init(args ...string) unit.Command {
-	return unit.Command{Path: o.cfg.Init, Args: append([]string{o.cfg.Init}, args...)}
-}
-
-// describe makes a title of names, without what a terminal or a unit file would
+// Describe makes a title of names, without what a terminal or a unit file would
 // take for more than text.
-func describe(names ...string) string {
+func Describe(names ...string) string {
 	given := slices.DeleteFunc(slices.Clone(names), func(s string) bool { return s == "" })
 	return strings.Map(func(c rune) rune {
 		if c <= ' ' || c >= 0x7f || strings.ContainsRune(`\"'%$`, c) {
