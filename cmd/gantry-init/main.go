@@ -1,8 +1,9 @@
 // Gantry-init is run by systemd around every app: it starts the OCI runtime and
-// leaves, and it records how the app ended.
+// leaves, or becomes the app, and it records how the app ended.
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -10,8 +11,12 @@ import (
 )
 
 func main() {
-	if err := initproc.Main(os.Args[0], os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "gantry-init:", err)
-		os.Exit(1)
+	err := initproc.Main(os.Args[0], os.Args[1:])
+	if err == nil {
+		return
 	}
+	if !errors.Is(err, initproc.ErrLogged) {
+		fmt.Fprintln(os.Stderr, "gantry-init:", err)
+	}
+	os.Exit(1)
 }

@@ -15,6 +15,8 @@ type Engine interface {
 	engine.API
 	// WaitApp waits until an app has exited; pod.ErrState is for one that never will start.
 	WaitApp(ctx context.Context, id pod.ID) (pod.AppStatus, error)
+	// Features are those of all isolators, the default's first.
+	Features() []engine.IsolatorFeatures
 }
 
 // Images is what commands need of the image store.

@@ -17,6 +17,7 @@ import (
 
 	"gantry/internal/engine"
 	"gantry/internal/image"
+	"gantry/internal/isolator"
 	"gantry/internal/network"
 	"gantry/internal/pod"
 	"gantry/internal/unit"
@@ -39,6 +40,20 @@ var _ Engine = (*fakeEngine)(nil)
 
 // ImagesOf is kubelet's: no command asks for it.
 func (f *fakeEngine) ImagesOf(pod.Owner) (map[string]bool, error) { return nil, errors.ErrUnsupported }
+
+// Features are those of an isolator that honours all, and of one that honours little.
+func (f *fakeEngine) Features() []engine.IsolatorFeatures {
+	all := isolator.Features{
+		Isolation: isolator.IsolationNamespaces, PodNetwork: true, HostNetwork: true, HostPID: true, HostIPC: true, UserNamespaces: true,
+		SharedPID: true, Privileged: true, RecursiveReadOnlyMounts: true, BidirectionalMounts: true, ImageVolumes: true, MountOptions: true,
+		TTY: true, Devices: true, Hooks: true,
+	}
+	return []engine.IsolatorFeatures{
+		{Name: "oci", Isolator: "oci", Features: all},
+		{Name: "bare", Isolator: "bare", Features: isolator.Features{HostNetwork: true, TTY: true}},
+		{Name: "runc", Isolator: "oci", Features: all},
+	}
+}
 
 type fakeState struct {
 	Next   int

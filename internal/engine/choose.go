@@ -58,6 +58,15 @@ func (e *Engine) choose(p *pod.Pod) (isolator.Isolator, error) {
 	return chosen, nil
 }
 
+// shareHost makes a record say what namespaces a pod or an app gets of an isolator
+// that has the host's only. To ask for others is no error: Kubernetes does unless told
+// otherwise.
+func (e *Engine) shareHost(p *pod.Pod, n *pod.Namespaces) {
+	if iso, ok := e.iso[p.Isolator]; ok && iso.Features().Isolation == isolator.IsolationNone {
+		*n = isolator.OnHost(*n)
+	}
+}
+
 // askedIsolator is what a pod asks for, and where it does; "" if it does not.
 func askedIsolator(p *pod.Pod) (name, by string) {
 	if p.Handler != "" {

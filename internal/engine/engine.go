@@ -188,22 +188,25 @@ func (e *Engine) Network() *network.Network { return e.cfg.Network }
 
 // Features lists the isolators and what they honour; the default's name is first.
 func (e *Engine) Features() []IsolatorFeatures {
-	out := []IsolatorFeatures{{e.cfg.Isolator, e.iso[e.cfg.Isolator].Features()}}
+	usual := e.iso[e.cfg.Isolator]
+	out := []IsolatorFeatures{{usual.Name(), usual.Name(), usual.Features()}}
 	for _, i := range e.cfg.Isolators {
 		if i.Name() != e.cfg.Isolator {
-			out = append(out, IsolatorFeatures{i.Name(), i.Features()})
+			out = append(out, IsolatorFeatures{i.Name(), i.Name(), i.Features()})
 		}
 	}
 	names := slices.Sorted(maps.Keys(e.cfg.Handlers))
 	for _, name := range names {
-		out = append(out, IsolatorFeatures{name, e.iso[e.cfg.Handlers[name]].Features()})
+		of := e.iso[e.cfg.Handlers[name]]
+		out = append(out, IsolatorFeatures{name, of.Name(), of.Features()})
 	}
 	return out
 }
 
-// IsolatorFeatures is an isolator's name and what it honours.
+// IsolatorFeatures is a name that chooses an isolator, the isolator, and what that honours.
 type IsolatorFeatures struct {
 	Name     string
+	Isolator string
 	Features isolator.Features
 }
 

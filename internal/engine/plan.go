@@ -24,6 +24,7 @@ func (e *Engine) Plan(ctx context.Context, p pod.Pod, apps []AppSpec) (string, e
 		return "", err
 	}
 	p.ID, p.Isolator = planID(0), iso.Name()
+	e.shareHost(&p, &p.Namespaces)
 	if p.Slice, err = sliceOf(&p); err != nil {
 		return "", err
 	}

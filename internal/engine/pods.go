@@ -46,6 +46,7 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 		return "", err
 	}
 	p.ID, p.Created, p.Isolator = e.newPodID(), time.Now(), iso.Name()
+	e.shareHost(&p, &p.Namespaces)
 	if p.Slice, err = sliceOf(&p); err != nil {
 		return "", err
 	}

@@ -42,6 +42,7 @@ func (e *Engine) resolve(ctx context.Context, p *pod.Pod, s AppSpec) (*pod.App, 
 	if a.Namespaces.Network == "" {
 		a.Namespaces = p.Namespaces
 	}
+	e.shareHost(p, &a.Namespaces)
 	if a.Argv, err = argv(img, s); err != nil {
 		return nil, pod.Secret{}, err
 	}

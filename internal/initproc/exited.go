@@ -191,6 +191,13 @@ func spool(app, dir string) error {
 // cleanRuntime lets the OCI runtime forget the container, of which no process is
 // left: systemd has killed them all before it runs us.
 func cleanRuntime(s Start) error {
+	switch {
+	case s.Self == nil:
+	case s.Self.OnHost:
+		return UnmountRootfs(s.Rootfs.Target)
+	default:
+		return nil
+	}
 	if s.State != "" {
 		return os.RemoveAll(s.State)
 	}

@@ -1,6 +1,6 @@
 // Package initproc is the code of gantry-init, the small program that systemd
-// runs around an app: it starts the OCI runtime and leaves, and it records how
-// the app ended. Its start-up time and memory are charged to every container, so
+// runs around an app: it starts the OCI runtime and leaves, or becomes the app, and
+// it records how the app ended. Its start-up time and memory are charged to every container, so
 // it uses the standard library, x/sys and package pod only.
 package initproc
 
@@ -39,7 +39,8 @@ const (
 // Usage is what gantry-init says when it is called by hand.
 const Usage = `gantry-init is run by systemd, around the apps of Gantry:
 
-  gantry-init start APPDIR      mounts the rootfs, runs the OCI runtime, leaves
+  gantry-init start APPDIR      mounts the rootfs; runs the OCI runtime and leaves, or becomes the app
+  gantry-init exec APPDIR PROCESS LOG [CONSOLE]   runs a process in an app of this kind
   gantry-init exited APPDIR     records how the app ended
   gantry-init exited-outside APP   the same, where that was killed
   gantry-init pod-down PODDIR   gives back a pod's network and namespaces
@@ -63,6 +64,9 @@ func Main(argv0 string, args []string) error {
 		return holdStart()
 	case holdArg:
 		return holdChild()
+	}
+	if len(args) > 0 && args[0] == "exec" {
+		return execIn(args[1:])
 	}
 	if len(args) != 2 {
 		return errUsage

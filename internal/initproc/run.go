@@ -67,6 +67,9 @@ func startApp(dir string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read plan: %w", err)
 	}
+	if s.Self != nil {
+		return 0, runSelf(s, dir)
+	}
 	stdio, err := fetchStdio(s.Stdio, dir)
 	if err != nil {
 		return 0, fmt.Errorf("fetch stdio: %w", err)

@@ -5,8 +5,10 @@ package initproc
 type Start struct {
 	Pod string `json:"pod"`
 	App string `json:"app"`
+	// Self has gantry-init run the app itself; without it the OCI runtime does.
+	Self *Self `json:"self,omitempty"`
 	// Runtime is the OCI runtime's command line up to the subcommand.
-	Runtime []string `json:"runtime"`
+	Runtime []string `json:"runtime,omitempty"`
 	// RuntimeMS is how long, in milliseconds, the runtime may take to create or start
 	// a container; 0 is as long as the start of a unit allows.
 	RuntimeMS int64 `json:"runtimeMS,omitempty"`
@@ -15,7 +17,7 @@ type Start struct {
 	// asks the runtime.
 	State string `json:"state,omitempty"`
 	// Bundle is the directory with config.json.
-	Bundle string `json:"bundle"`
+	Bundle string `json:"bundle,omitempty"`
 	Rootfs Rootfs `json:"rootfs"`
 	// Trees are parts of read-only trees that are mounted into the unit's mount
 	// namespace before the runtime runs, for image volumes.

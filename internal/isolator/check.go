@@ -9,6 +9,7 @@ import (
 // CheckPod refuses a pod that asks for more than an isolator honours.
 func (f Features) CheckPod(p *pod.Pod) error {
 	return first([]demand{
+		{"namespaces.network=pod", !p.HostNetwork(), f.PodNetwork},
 		{"namespaces.network=node", p.HostNetwork(), f.HostNetwork},
 		{"namespaces.pid=node", p.Namespaces.PID == pod.NamespaceNode, f.HostPID},
 		{"namespaces.pid=pod", p.Namespaces.PID == pod.NamespacePod, f.SharedPID},
@@ -27,6 +28,7 @@ func (f Features) CheckApp(a *pod.App) error {
 		{"security.privileged", a.Security.Privileged, f.Privileged},
 		{"tty", a.TTY, f.TTY},
 		{"devices", len(a.Devices) > 0, f.Devices},
+		{"hooks", len(a.Hooks) > 0, f.Hooks},
 	}
 	for _, m := range a.Mounts {
 		at := "mount " + m.Path + ": "

@@ -45,9 +45,23 @@ const (
 	IsolationMachine
 )
 
+// OnHost are the namespaces of a pod or app whose isolation is IsolationNone. The
+// network is left as it was asked for: with another one than that the pod is another.
+func OnHost(n pod.Namespaces) pod.Namespaces {
+	switch n.PID {
+	case pod.NamespacePod, pod.NamespaceApp, pod.NamespaceTarget:
+		n.PID, n.Target = pod.NamespaceNode, ""
+	}
+	if n.IPC == pod.NamespacePod {
+		n.IPC = pod.NamespaceNode
+	}
+	return n
+}
+
 // Features an isolator honours.
 type Features struct {
 	Isolation               Isolation
+	PodNetwork              bool // a network of the pod's own
 	HostNetwork             bool
 	HostPID                 bool
 	HostIPC                 bool
@@ -60,6 +74,7 @@ type Features struct {
 	MountOptions            bool
 	TTY                     bool
 	Devices                 bool
+	Hooks                   bool // of the OCI, that devices of vendors bring
 }
 
 // Sandbox is the input of a pod's plan.

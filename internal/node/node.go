@@ -15,6 +15,7 @@ import (
 	"gantry/internal/engine"
 	"gantry/internal/image"
 	"gantry/internal/isolator"
+	"gantry/internal/isolator/fly"
 	"gantry/internal/isolator/oci"
 	"gantry/internal/network"
 	"gantry/internal/pod"
@@ -84,6 +85,10 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	host, err := fly.New(fly.Config{Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile, SELinux: labels})
+	if err != nil {
+		return nil, err
+	}
 	pods, err := openNetwork(o)
 	if err != nil {
 		return nil, err
@@ -106,7 +111,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	e, err = engine.New(ctx, engine.Config{
 		Root: o.Root, Run: o.Run, Log: o.Log,
 		Systemd: manager, Images: images, Network: pods, Stdio: stdio.Client{},
-		Isolators: []isolator.Isolator{iso}, Isolator: o.Isolator,
+		Isolators: []isolator.Isolator{iso, host}, Isolator: o.Isolator,
 		Init: Init, HostPathHelper: Init, Handlers: o.Handlers, Weaker: o.Weaker, CDIDirs: o.CDIDirs, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
 	})
 	if err != nil {

@@ -17,6 +17,7 @@ func (s suite) features(t *testing.T) {
 		given bool
 		ask   func(*isolator.App)
 	}{
+		{"PodNetwork", f.PodNetwork, func(in *isolator.App) { in.Pod.Namespaces.Network = pod.NamespacePod }},
 		{"HostNetwork", f.HostNetwork, func(in *isolator.App) { in.Pod.Namespaces.Network = pod.NamespaceNode }},
 		{"HostPID", f.HostPID, func(in *isolator.App) { setPID(in, pod.NamespaceNode) }},
 		{"HostIPC", f.HostIPC, func(in *isolator.App) { in.Pod.Namespaces.IPC = pod.NamespaceNode }},
@@ -29,6 +30,9 @@ func (s suite) features(t *testing.T) {
 		{"TTY", f.TTY, func(in *isolator.App) { in.App.TTY = true }},
 		{"Devices", f.Devices, func(in *isolator.App) {
 			in.App.Devices = []pod.Device{{Path: "/dev/fuse", Source: "/dev/fuse", Permissions: "rw", Type: "c", Major: 10, Minor: 229}}
+		}},
+		{"Hooks", f.Hooks, func(in *isolator.App) {
+			in.App.Hooks = []pod.Hook{{Stage: "createRuntime", Path: "/usr/bin/vendor-hook"}}
 		}},
 		{"RecursiveReadOnlyMounts", f.RecursiveReadOnlyMounts, func(in *isolator.App) {
 			in.App.Mounts[0].ReadOnly, in.App.Mounts[0].RecursiveReadOnly = true, true

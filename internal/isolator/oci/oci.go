@@ -102,10 +102,10 @@ func (o *OCI) Features() isolator.Features { return o.recipe.Features }
 
 func features() isolator.Features {
 	return isolator.Features{
-		Isolation:   isolator.IsolationNamespaces,
-		HostNetwork: true, HostPID: true, HostIPC: true, UserNamespaces: true, SharedPID: true, Privileged: true,
+		Isolation:  isolator.IsolationNamespaces,
+		PodNetwork: true, HostNetwork: true, HostPID: true, HostIPC: true, UserNamespaces: true, SharedPID: true, Privileged: true,
 		RecursiveReadOnlyMounts: true, BidirectionalMounts: true, ImageVolumes: true, MountOptions: true,
-		TTY: true, Devices: true,
+		TTY: true, Devices: true, Hooks: true,
 	}
 }
 

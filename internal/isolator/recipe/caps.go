@@ -53,6 +53,16 @@ func CapabilitiesOf(s pod.Security) (Capabilities, error) {
 	return Capabilities{Bounding: sortedUnion(set, ambient), Ambient: ambient}, nil
 }
 
+// CapabilityNumbers are the kernel's, of names from CapabilitiesOf.
+func CapabilityNumbers(names []string) (out []int) {
+	for _, c := range capability.ListKnown() {
+		if slices.Contains(names, "CAP_"+strings.ToUpper(c.String())) {
+			out = append(out, int(c))
+		}
+	}
+	return out
+}
+
 func boundingCaps(s pod.Security) ([]string, error) {
 	if s.Privileged {
 		return allCaps(), nil

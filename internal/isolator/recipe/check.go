@@ -45,6 +45,11 @@ func (r Recipe) CheckApp(in isolator.App) error {
 	if in.Pod.Owner == pod.OwnerCRI && in.App.Security.Privileged && !in.Pod.Security.Privileged {
 		return Invalid("security.privileged: the pod is not privileged")
 	}
+	switch mode := in.App.Namespaces.PID; mode {
+	case pod.NamespacePod, pod.NamespaceApp, pod.NamespaceNode, pod.NamespaceTarget:
+	default:
+		return Invalid("namespaces.pid %q: want pod, app, node or target", mode)
+	}
 	if err := checkSecurity(in); err != nil {
 		return err
 	}

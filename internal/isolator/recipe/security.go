@@ -42,21 +42,21 @@ func HiddenPaths(s pod.Security) (masked, readOnly []string, err error) {
 	return masked, readOnly, nil
 }
 
-// unconfined is said, not left out: else the app would keep the profile of the
+// Unconfined is said, not left out: else the app would keep the profile of the
 // runtime's own program, which distributions load.
-const unconfined = "unconfined"
+const Unconfined = "unconfined"
 
 // AppArmor is the profile's name. A privileged app has none unless it names one; byDefault
 // is that of apps that ask for the node's.
 func AppArmor(s pod.Security, byDefault string) (string, error) {
 	switch s.AppArmor.Kind {
 	case pod.ProfileUnconfined:
-		return unconfined, nil
+		return Unconfined, nil
 	case "", pod.ProfileRuntimeDefault:
 		if s.Privileged {
-			return unconfined, nil
+			return Unconfined, nil
 		}
-		return cmp.Or(byDefault, unconfined), nil
+		return cmp.Or(byDefault, Unconfined), nil
 	case pod.ProfileLocalhost:
 		name := s.AppArmor.Localhost
 		if name == "" || strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' }) {

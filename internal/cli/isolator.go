@@ -1,0 +1,121 @@
+package cli
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"gantry/internal/engine"
+	"gantry/internal/isolator"
+)
+
+func isolatorCommand(env *Env) *cobra.Command {
+	cmd := &cobra.Command{Use: "isolator COMMAND", Short: "List the isolators", Aliases: []string{"isolators"}}
+	cmd.Args = noSuchCommand
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.AddCommand(isolatorListCommand(env))
+	return cmd
+}
+
+// isolatorJSON is a name that chooses an isolator, as --format json prints it.
+type isolatorJSON struct {
+	Name      string          `json:"name"`
+	Isolator  string          `json:"isolator"`
+	Default   bool            `json:"default"`
+	Isolation string          `json:"isolation"`
+	Features  map[string]bool `json:"features"`
+}
+
+// features are an isolator's, by the names of the contract's fields.
+func features(f isolator.Features) []feature {
+	return []feature{
+		{"podNetwork", f.PodNetwork},
+		{"hostNetwork", f.HostNetwork},
+		{"hostPID", f.HostPID},
+		{"hostIPC", f.HostIPC},
+		{"userNamespaces", f.UserNamespaces},
+		{"sharedPID", f.SharedPID},
+		{"privileged", f.Privileged},
+		{"recursiveReadOnlyMounts", f.RecursiveReadOnlyMounts},
+		{"bidirectionalMounts", f.BidirectionalMounts},
+		{"imageVolumes", f.ImageVolumes},
+		{"mountOptions", f.MountOptions},
+		{"tty", f.TTY},
+		{"devices", f.Devices},
+		{"hooks", f.Hooks},
+	}
+}
+
+type feature struct {
+	name  string
+	given bool
+}
+
+func isolation(i isolator.Isolation) string {
+	switch i {
+	case isolator.IsolationNone:
+		return "none"
+	case isolator.IsolationNamespaces:
+		return "namespaces"
+	default:
+		return "machine"
+	}
+}
+
+type isolatorListOptions struct {
+	format   format
+	noLegend bool
+}
+
+func isolatorListCommand(env *Env) *cobra.Command {
+	var o isolatorListOptions
+	cmd := command(env, "list [OPTIONS]", "List the names that choose an isolator, and what each lacks", cobra.NoArgs, o.run)
+	cmd.Aliases = []string{"ls"}
+	f := cmd.Flags()
+	o.format.flag(f)
+	f.BoolVar(&o.noLegend, "no-legend", false, "print no line of headings")
+	return cmd
+}
+
+func (o *isolatorListOptions) run(ctx context.Context, env *Env, _ []string) error {
+	return env.with(ctx, func(be *Backend) error {
+		all := be.Engine.Features()
+		if o.format == formatJSON {
+			return printJSON(env.Stdout, isolatorsOut(all))
+		}
+		header := []string{"NAME", "ISOLATOR", "ISOLATION", "DEFAULT", "LACKS"}
+		if o.noLegend {
+			header = nil
+		}
+		t := newTable(env.Stdout, header...)
+		for i, f := range all {
+			usual := ""
+			if i == 0 {
+				usual = "yes"
+			}
+			var lacks []string
+			for _, has := range features(f.Features) {
+				if !has.given {
+					lacks = append(lacks, has.name)
+				}
+			}
+			t.row(f.Name, f.Isolator, isolation(f.Features.Isolation), usual, strings.Join(lacks, " "))
+		}
+		return t.flush()
+	})
+}
+
+func isolatorsOut(all []engine.IsolatorFeatures) any {
+	out := []isolatorJSON{}
+	for i, f := range all {
+		one := isolatorJSON{f.Name, f.Isolator, i == 0, isolation(f.Features.Isolation), map[string]bool{}}
+		for _, has := range features(f.Features) {
+			one.Features[has.name] = has.given
+		}
+		out = append(out, one)
+	}
+	return struct {
+		Isolators []isolatorJSON `json:"isolators"`
+	}{out}
+}

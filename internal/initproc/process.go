@@ -1,0 +1,349 @@
+package initproc
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ProcessFile holds the Process of an app that gantry-init runs itself. It is secret.
+const ProcessFile = "process.json"
+
+// Process is what gantry-init becomes: the program of an app that no OCI runtime
+// runs, or of an exec in one.
+type Process struct {
+	Args []string `json:"args"`
+	Env  []string `json:"env"`
+	Cwd  string   `json:"cwd"`
+	// UID, GID and Groups are the host's.
+	UID    uint32   `json:"uid"`
+	GID    uint32   `json:"gid"`
+	Groups []uint32 `json:"groups,omitempty"`
+	// Bounding and Ambient are capabilities by number. A root has all of Bounding.
+	Bounding   []int `json:"bounding,omitempty"`
+	Ambient    []int `json:"ambient,omitempty"`
+	NoNewPrivs bool  `json:"noNewPrivileges,omitempty"`
+	// AppArmor is a profile's name, "" leaves what there is.
+	AppArmor string   `json:"appArmor,omitempty"`
+	Seccomp  *Seccomp `json:"seccomp,omitempty"`
+	Rlimits  []Rlimit `json:"rlimits,omitempty"`
+	TTY      bool     `json:"tty,omitempty"`
+}
+
+// Seccomp is a filter, as the kernel takes it: eight bytes an instruction.
+type Seccomp struct {
+	Filter []byte `json:"filter"`
+	Flags  uint   `json:"flags,omitempty"`
+}
+
+// Rlimit is a limit of the kernel's, by its number.
+type Rlimit struct {
+	Resource int    `json:"resource"`
+	Soft     uint64 `json:"soft"`
+	Hard     uint64 `json:"hard"`
+}
+
+// becoming replaces this program by another.
+type becoming struct {
+	Process
+	mounts int        // the mount namespace: nsfs or a pidfd
+	root   int        // the directory that becomes its root
+	files  []*os.File // its stdin, stdout and stderr
+	// ready is called when nothing is left but to execute it.
+	ready func() error
+}
+
+// run returns only if it fails. All is done by a thread of its own, which the kernel
+// keeps as the process: until then the others are who they were, and can say why.
+func (b *becoming) run() error {
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good: what the thread has become nobody else may get
+		failed <- b.become()
+	}()
+	return <-failed
+}
+
+func (b *becoming) become() error {
+	// The root, the directory and the umask are else those of all threads.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare file system attributes: %w", err)
+	}
+	if err := unix.Setns(b.mounts, unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("enter mount namespace: %w", err)
+	}
+	if err := b.confine(); err != nil {
+		return err
+	}
+	if err := b.enter(); err != nil {
+		return err
+	}
+	if err := b.dropPrivileges(); err != nil {
+		return err
+	}
+	program, err := b.find()
+	if err != nil {
+		return err
+	}
+	if err := b.ready(); err != nil {
+		return err
+	}
+	return b.execute(program)
+}
+
+// confine asks for the AppArmor profile, while there is still the host's /proc.
+func (b *becoming) confine() error {
+	if b.AppArmor == "" {
+		return nil
+	}
+	const attr = "/proc/thread-self/attr/"
+	command := []byte("exec " + b.AppArmor)
+	err := os.WriteFile(attr+"apparmor/exec", command, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = os.WriteFile(attr+"exec", command, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("AppArmor profile %s: %w", b.AppArmor, err)
+	}
+	return nil
+}
+
+func (b *becoming) enter() error {
+	if err := unix.Fchdir(b.root); err != nil {
+		return fmt.Errorf("enter rootfs: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("enter rootfs: %w", err)
+	}
+	if err := unix.Chdir(b.Cwd); err != nil {
+		return fmt.Errorf("change to working directory %s: %w", b.Cwd, err)
+	}
+	if !slices.ContainsFunc(b.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
+		b.Env = append(slices.Clone(b.Env), "HOME="+homeOf(b.UID))
+	}
+	return nil
+}
+
+// mostPasswd bounds what is read of a file that an image brought.
+const mostPasswd = 1 << 20
+
+// homeOf is a user's directory, as the /etc/passwd of our root has it.
+func homeOf(uid uint32) string {
+	const none = "/"
+	// Not to be opened for good: it may be a pipe that nobody writes to.
+	f, err := os.OpenFile("/etc/passwd", os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return none
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return none
+	}
+	data, err := io.ReadAll(io.LimitReader(f, mostPasswd))
+	if err != nil {
+		return none
+	}
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Split(strings.TrimSpace(line), ":")
+		const id, home, all = 2, 5, 7
+		if len(fields) == all && fields[id] == strconv.FormatUint(uint64(uid), 10) && strings.HasPrefix(fields[home], "/") {
+			return fields[home]
+		}
+	}
+	return none
+}
+
+// dropPrivileges makes the thread the user. The calls of package syscall would change
+// all threads.
+func (b *becoming) dropPrivileges() error {
+	for _, l := range b.Rlimits {
+		if err := setLimit(l); err != nil {
+			return err
+		}
+	}
+	if b.Seccomp != nil && !b.NoNewPrivs {
+		if err := b.Seccomp.install(); err != nil { // else as late as can be; it takes a capability
+			return err
+		}
+	}
+	for c := 0; ; c++ {
+		have, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0)
+		if err != nil { // there is no such capability, and none above it
+			break
+		}
+		if have == 1 && !slices.Contains(b.Bounding, c) {
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil {
+				return fmt.Errorf("drop capability %d: %w", c, err)
+			}
+		}
+	}
+	if err := b.setUser(); err != nil {
+		return err
+	}
+	if err := b.setCapabilities(); err != nil {
+		return err
+	}
+	if !b.NoNewPrivs {
+		return nil
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("no new privileges: %w", err)
+	}
+	return nil
+}
+
+// setLimit sets a limit of the whole process.
+func setLimit(l Rlimit) error {
+	r := syscall.Rlimit{Cur: l.Soft, Max: l.Hard}
+	// Package syscall's own, for it would else set the number of files back at the end.
+	if err := syscall.Setrlimit(l.Resource, &r); err != nil {
+		return fmt.Errorf("set limit %d to %d:%d: %w", l.Resource, l.Soft, l.Hard, err)
+	}
+	return nil
+}
+
+func (b *becoming) setUser() error {
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
+	groups := unsafe.Pointer(unsafe.SliceData(b.Groups))
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(b.Groups)), uintptr(groups), 0); errno != 0 {
+		return fmt.Errorf("set groups: %w", errno)
+	}
+	gid, uid := uintptr(b.GID), uintptr(b.UID)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); errno != 0 {
+		return fmt.Errorf("set group %d: %w", b.GID, errno)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); errno != 0 {
+		return fmt.Errorf("set user %d: %w", b.UID, errno)
+	}
+	return nil
+}
+
+func (b *becoming) setCapabilities() error {
+	var sets [2]unix.CapUserData
+	for _, c := range b.Bounding {
+		sets[c/32].Permitted |= 1 << (c % 32)
+		sets[c/32].Effective |= 1 << (c % 32)
+	}
+	for _, c := range b.Ambient {
+		sets[c/32].Inheritable |= 1 << (c % 32)
+	}
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capset(&head, &sets[0]); err != nil {
+		return fmt.Errorf("set capabilities: %w", err)
+	}
+	for _, c := range b.Ambient {
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(c), 0, 0); err != nil {
+			return fmt.Errorf("raise ambient capability %d: %w", c, err)
+		}
+	}
+	return nil
+}
+
+// sockFprog is the kernel's struct sock_fprog.
+type sockFprog struct {
+	length uint16
+	filter unsafe.Pointer
+}
+
+const seccompInstruction = 8 // bytes
+
+func (s Seccomp) install() error {
+	n := len(s.Filter) / seccompInstruction
+	if n == 0 || n > 4096 || len(s.Filter)%seccompInstruction != 0 {
+		return fmt.Errorf("install seccomp filter: %d bytes are none", len(s.Filter))
+	}
+	prog := sockFprog{uint16(n), unsafe.Pointer(&s.Filter[0])}
+	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(s.Flags), uintptr(unsafe.Pointer(&prog)))
+	runtime.KeepAlive(s.Filter)
+	if errno != 0 {
+		return fmt.Errorf("install seccomp filter: %w", errno)
+	}
+	return nil
+}
+
+// find looks the program up as the user that we are now.
+func (b *becoming) find() (string, error) {
+	name := b.Args[0]
+	if strings.Contains(name, "/") {
+		return name, executable(name)
+	}
+	var why error
+	for dir := range strings.SplitSeq(pathOf(b.Env), ":") {
+		file := path.Join(dir, name)
+		if dir == "" {
+			file = "./" + name
+		}
+		err := executable(file)
+		if err == nil {
+			return file, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) && why == nil {
+			why = err
+		}
+	}
+	if why == nil {
+		why = fmt.Errorf("executable file %q: not found in $PATH", name)
+	}
+	return "", why
+}
+
+func pathOf(env []string) string {
+	value := ""
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			value = v
+		}
+	}
+	return value
+}
+
+func executable(file string) error {
+	var stat unix.Stat_t
+	err := unix.Stat(file, &stat)
+	if err == nil && stat.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = unix.EACCES
+		if stat.Mode&unix.S_IFMT == unix.S_IFDIR {
+			err = unix.EISDIR
+		}
+	}
+	if err == nil {
+		err = unix.Faccessat(unix.AT_FDCWD, file, unix.X_OK, unix.AT_EACCESS)
+	}
+	if err != nil {
+		return fmt.Errorf("executable file %q: %w", file, err)
+	}
+	return nil
+}
+
+// execute returns only if the kernel does not take the program.
+func (b *becoming) execute(program string) error {
+	for i, f := range b.files {
+		if err := unix.Dup3(int(f.Fd()), i, 0); err != nil {
+			return fmt.Errorf("hand over stdio: %w", err)
+		}
+	}
+	const firstOther = 3
+	if err := unix.CloseRange(firstOther, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("close descriptors: %w", err)
+	}
+	if b.Seccomp != nil && b.NoNewPrivs {
+		if err := b.Seccomp.install(); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("execute %s: %w", program, syscall.Exec(program, b.Args, b.Env))
+}

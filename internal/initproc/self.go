@@ -1,0 +1,143 @@
+package initproc
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Self is an app that no OCI runtime runs: gantry-init furnishes the rootfs, and then
+// becomes the app. It has the host's namespaces, but for that of mounts.
+type Self struct {
+	Mounts   []Mount  `json:"mounts,omitempty"`
+	Links    []Link   `json:"links,omitempty"`
+	Devices  []Device `json:"devices,omitempty"`
+	Masked   []string `json:"masked,omitempty"`
+	ReadOnly []string `json:"readOnly,omitempty"`
+	// ReadOnlyRootfs is for what the image and the app's own layer have.
+	ReadOnlyRootfs bool `json:"readOnlyRootfs,omitempty"`
+	// Console shows the app's terminal as /dev/console.
+	Console bool `json:"console,omitempty"`
+	// OnHost tells that the rootfs is mounted in the host's own mount namespace, and has
+	// to be unmounted at the end.
+	OnHost bool `json:"onHost,omitempty"`
+}
+
+// runSelf becomes the app. It returns only if that cannot be.
+//
+//	fetch stdio, mount and furnish the rootfs
+//	write exact limits, and run.json    from here on the app has run
+//	chroot, drop privileges, look for the program
+//	READY=1, execve
+//
+// Systemd watches this process from its first moment on: no exit is missed.
+func runSelf(s Start, dir string) error {
+	var p Process
+	if err := readJSON(filepath.Join(dir, ProcessFile), &p); err != nil {
+		return fmt.Errorf("read plan: %w", err)
+	}
+	stdio, err := fetchStdio(s.Stdio, dir)
+	if err != nil {
+		return fmt.Errorf("fetch stdio: %w", err)
+	}
+	if err := prepare(s); err != nil {
+		return err
+	}
+	root, err := furnish(s, p)
+	if err != nil {
+		return fmt.Errorf("furnish rootfs: %w", err)
+	}
+	defer root.close()
+	if stdio.console != "" {
+		if stdio.files, err = root.terminal(p, stdio.console); err != nil {
+			return fmt.Errorf("make a terminal: %w", err)
+		}
+		if s.Self.Console {
+			if err := root.show(int(stdio.files[0].Fd()), Mount{Target: "/dev/console"}); err != nil {
+				return fmt.Errorf("show the terminal as /dev/console: %w", err)
+			}
+		}
+		if err := awaitConsole(s.Stdio, s.App); err != nil {
+			return err
+		}
+	}
+	if err := writeCgroup(s.Cgroup); err != nil {
+		return fmt.Errorf("set cgroup limits: %w", err)
+	}
+	conn, err := notifySocket()
+	if err != nil {
+		return fmt.Errorf("tell systemd: %w", err)
+	}
+	defer conn.Close()
+	if err := writeRun(dir, os.Getpid()); err != nil {
+		return err
+	}
+	return becomeApp(p, root, stdio.files, conn)
+}
+
+// becomeApp keeps our own stderr, for what there is to say if it fails.
+func becomeApp(p Process, root rootfs, files []*os.File, systemd *net.UnixConn) error {
+	own, err := unix.FcntlInt(2, unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return fmt.Errorf("keep stderr: %w", err)
+	}
+	defer unix.Close(own)
+	// Ours may be that of this thread alone.
+	mounts, err := os.Open("/proc/thread-self/ns/mnt")
+	if err != nil {
+		return fmt.Errorf("open mount namespace: %w", err)
+	}
+	defer mounts.Close()
+	b := becoming{p, int(mounts.Fd()), root.fd, files, func() error {
+		if _, err := systemd.Write([]byte("READY=1")); err != nil {
+			return fmt.Errorf("tell systemd: %w", err)
+		}
+		return nil
+	}}
+	return errors.Join(fmt.Errorf("start app: %w", b.run()), unix.Dup3(own, 2, 0))
+}
+
+func furnish(s Start, p Process) (rootfs, error) {
+	root, err := openRootfs(s.Rootfs.Target)
+	if err != nil {
+		return root, err
+	}
+	err = root.furnish(*s.Self)
+	if err == nil {
+		var cwd int
+		if cwd, err = root.directory(p.Cwd); err == nil {
+			err = unix.Close(cwd)
+		} else {
+			err = fmt.Errorf("working directory %s: %w", p.Cwd, err)
+		}
+	}
+	if err == nil && s.Self.ReadOnlyRootfs {
+		err = makeReadOnly(s.Rootfs.Target)
+	}
+	if err != nil {
+		root.close()
+	}
+	return root, err
+}
+
+// UnmountRootfs takes what is mounted at target, and in it, off the host. It is no error
+// if there is nothing.
+func UnmountRootfs(target string) error {
+	for {
+		err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // it is no mount point, or no more
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", target, err)
+		}
+	}
+	if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unmount: %w", err)
+	}
+	return nil
+}
