@@ -200,7 +200,7 @@ func (b *bench) warm(ctx context.Context, e *engine) error {
 		return err
 	}
 	for _, host := range []bool{false, true} {
-		if _, err := b.startOne(ctx, e, host); err != nil {
+		if _, err := b.startOne(ctx, e, host, ""); err != nil {
 			return err
 		}
 	}

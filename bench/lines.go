@@ -64,7 +64,7 @@ func (b *bench) restart(ctx context.Context, e *engine) error {
 }
 
 func (b *bench) lines(ctx context.Context, e *engine) (float64, error) {
-	p, err := b.newPod(e, true)
+	p, err := b.newPod(e, true, "")
 	if err != nil {
 		return 0, err
 	}

@@ -26,6 +26,7 @@ const (
 type pod struct {
 	e       *engine
 	config  *cri.PodSandboxConfig
+	handler string
 	id      string
 	app     string // the container
 	log     *logFile
@@ -34,9 +35,9 @@ type pod struct {
 
 // newPod describes a pod with a network of its own, or the host's. Its log
 // directory is there, as kubelet would have made it.
-func (b *bench) newPod(e *engine, host bool) (*pod, error) {
+func (b *bench) newPod(e *engine, host bool, handler string) (*pod, error) {
 	uid := fmt.Sprintf("bench-%d", time.Now().UnixNano())
-	p := &pod{e: e, config: &cri.PodSandboxConfig{
+	p := &pod{e: e, handler: handler, config: &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: uid, Namespace: "bench", Uid: uid},
 		LogDirectory: filepath.Join(b.scratch, uid),
 		DnsConfig:    &cri.DNSConfig{Servers: []string{"10.88.0.1"}},
@@ -60,7 +61,7 @@ func (b *bench) newPod(e *engine, host bool) (*pod, error) {
 // here on.
 func (p *pod) run(ctx context.Context, image, script string) error {
 	p.started = time.Now()
-	sandbox, err := p.e.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config})
+	sandbox, err := p.e.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config, RuntimeHandler: p.handler})
 	if err != nil {
 		return fmt.Errorf("run pod: %w", err)
 	}
@@ -90,8 +91,8 @@ func (p *pod) run(ctx context.Context, image, script string) error {
 }
 
 // startOne starts an idle pod and waits for its first log line.
-func (b *bench) startOne(ctx context.Context, e *engine, host bool) (*pod, error) {
-	p, err := b.newPod(e, host)
+func (b *bench) startOne(ctx context.Context, e *engine, host bool, handler string) (*pod, error) {
+	p, err := b.newPod(e, host, handler)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +112,7 @@ func (b *bench) start(ctx context.Context, e *engine, pods, atATime int) error {
 	g.SetLimit(atATime)
 	for range pods {
 		g.Go(func() error {
-			_, err := b.startOne(ctx, e, false)
+			_, err := b.startOne(ctx, e, false, "")
 			return err
 		})
 	}

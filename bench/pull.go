@@ -59,7 +59,7 @@ func measurePull(ctx context.Context, b *bench, e *engine) error {
 
 // checkBig runs the image that was pulled and counts its files.
 func (b *bench) checkBig(ctx context.Context, e *engine) error {
-	p, err := b.newPod(e, true)
+	p, err := b.newPod(e, true, "")
 	if err != nil {
 		return err
 	}

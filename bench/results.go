@@ -91,6 +91,9 @@ func (r results) table(out io.Writer) error {
 	fmt.Fprintln(w, "\nmedian (p25-p75)\t\tGantry\tcontainerd\tratio\tgoal\t\tfloor")
 	for _, m := range metrics() {
 		g, c := r[m.name]["gantry"], r[m.name]["containerd"]
+		if m.own != "" {
+			c = r[m.own]["gantry"]
+		}
 		mine, theirs := quartilesOf(g), quartilesOf(c)
 		if len(g) == 0 || len(c) == 0 {
 			if len(g)+len(c) > 0 {
