@@ -66,13 +66,9 @@ func (e *Engine) planExec(app pod.AppStatus, p pod.Process) (isolator.Exec, erro
 	if err != nil {
 		return isolator.Exec{}, err
 	}
-	profile, err := seccompProfile(app.App)
-	if err != nil {
-		return isolator.Exec{}, err
-	}
 	return e.iso[s.Isolator].Exec(isolator.App{
 		Pod: s.Pod, App: app.App, Secret: secret, Dir: e.dirs(app.Pod, app.ID),
-		Resources: app.Current, SeccompProfile: profile,
+		Resources: app.Current,
 	}, p)
 }
 

@@ -44,6 +44,14 @@ func execProcess(dir, file, console string) error {
 	if err := readJSON(file, &p); err != nil {
 		return fmt.Errorf("read process: %w", err)
 	}
+	if err := protectProgram(p); err != nil {
+		return err
+	}
+	var app Process
+	if err := readJSON(filepath.Join(dir, ProcessFile), &app); err != nil {
+		return fmt.Errorf("read the app's process: %w", err)
+	}
+	p.Seccomp = app.Seccomp // the file that it was compiled from may be gone
 	run := runRecord(dir)
 	if run == nil {
 		return fmt.Errorf("app %s has not run", s.App)
@@ -58,13 +66,14 @@ func execProcess(dir, file, console string) error {
 		return fmt.Errorf("find the rootfs of app %s: %w", s.App, err)
 	}
 	defer root.close()
-	files := []*os.File{os.Stdin, os.Stdout, os.Stderr}
-	if console != "" {
-		if files, err = root.terminal(p, console); err != nil {
-			return fmt.Errorf("make a terminal: %w", err)
-		}
+	stdio, err := ownStdio()
+	if err == nil && console != "" {
+		stdio.files, err = root.terminal(p, console)
 	}
-	b := becoming{p, process, root.fd, files, func() error { return nil }}
+	if err != nil {
+		return fmt.Errorf("get stdio: %w", err)
+	}
+	b := becoming{Process: p, mounts: process, root: root, files: stdio.files, ready: func() error { return nil }}
 	return b.run()
 }
 
@@ -101,5 +110,15 @@ func rootfsOf(process int, target string) (root rootfs, err error) {
 		root, err = openRootfs(target)
 	}()
 	<-done
+	if err != nil {
+		return root, err
+	}
+	var fs unix.Statfs_t
+	if err = unix.Fstatfs(root.fd, &fs); err == nil && fs.Type != unix.OVERLAYFS_SUPER_MAGIC {
+		err = errors.New("its main process has gone to another mount namespace")
+	}
+	if err != nil {
+		root.close()
+	}
 	return root, err
 }

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -36,10 +37,11 @@ type Process struct {
 	Ambient    []int `json:"ambient,omitempty"`
 	NoNewPrivs bool  `json:"noNewPrivileges,omitempty"`
 	// AppArmor is a profile's name, "" leaves what there is.
-	AppArmor string   `json:"appArmor,omitempty"`
-	Seccomp  *Seccomp `json:"seccomp,omitempty"`
-	Rlimits  []Rlimit `json:"rlimits,omitempty"`
-	TTY      bool     `json:"tty,omitempty"`
+	AppArmor string `json:"appArmor,omitempty"`
+	// Seccomp is the app's. An exec gets that of the app that it is in.
+	Seccomp *Seccomp `json:"seccomp,omitempty"`
+	Rlimits []Rlimit `json:"rlimits,omitempty"`
+	TTY     bool     `json:"tty,omitempty"`
 }
 
 // Seccomp is a filter, as the kernel takes it: eight bytes an instruction.
@@ -59,21 +61,58 @@ type Rlimit struct {
 type becoming struct {
 	Process
 	mounts int        // the mount namespace: nsfs or a pidfd
-	root   int        // the directory that becomes its root
+	root   rootfs     // what becomes its root directory
 	files  []*os.File // its stdin, stdout and stderr
 	// ready is called when nothing is left but to execute it.
 	ready func() error
+
+	asked chan func() error // what the thread has others do, which are root still
+	done  chan error
 }
 
 // run returns only if it fails. All is done by a thread of its own, which the kernel
 // keeps as the process: until then the others are who they were, and can say why.
 func (b *becoming) run() error {
-	failed := make(chan error, 1)
+	// What a thread has become, others of the same user must not get hold of: it shares
+	// its memory with ours, and has descriptors of directories. A program that is executed
+	// is no more concerned.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("shut out tracers: %w", err)
+	}
+	b.asked, b.done = make(chan func() error), make(chan error)
+	thread := make(chan int, 1)
 	go func() {
 		runtime.LockOSThread() // for good: what the thread has become nobody else may get
-		failed <- b.become()
+		thread <- unix.Gettid()
+		b.done <- b.become()
 	}()
-	return <-failed
+	return b.attend(<-thread)
+}
+
+// attend does what the thread asks for, until it fails. A seccomp profile may have it
+// killed alone, so that nobody would tell.
+func (b *becoming) attend(thread int) error {
+	const often = time.Second
+	tick := time.NewTicker(often)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-b.done:
+			return err
+		case do := <-b.asked:
+			b.done <- do()
+		case <-tick.C:
+			if err := unix.Tgkill(os.Getpid(), thread, 0); errors.Is(err, unix.ESRCH) {
+				return errors.New("the seccomp profile ended the start")
+			}
+		}
+	}
+}
+
+// asRoot has others of our threads do what this one cannot any more.
+func (b *becoming) asRoot(do func() error) error {
+	b.asked <- do
+	return <-b.done
 }
 
 func (b *becoming) become() error {
@@ -90,6 +129,9 @@ func (b *becoming) become() error {
 	if err := b.enter(); err != nil {
 		return err
 	}
+	if err := b.giveStdio(); err != nil {
+		return err
+	}
 	if err := b.dropPrivileges(); err != nil {
 		return err
 	}
@@ -98,6 +140,9 @@ func (b *becoming) become() error {
 		return err
 	}
 	if err := b.ready(); err != nil {
+		return err
+	}
+	if err := b.asRoot(b.setLimits); err != nil {
 		return err
 	}
 	return b.execute(program)
@@ -120,74 +165,79 @@ func (b *becoming) confine() error {
 	return nil
 }
 
+// enter changes the root and the directory. That is the image's and the user's word,
+// and is opened before: afterwards links of /proc would lead out.
 func (b *becoming) enter() error {
-	if err := unix.Fchdir(b.root); err != nil {
+	cwd, err := b.root.open(b.Cwd)
+	if err != nil {
+		return fmt.Errorf("working directory %s: %w", b.Cwd, err)
+	}
+	defer unix.Close(cwd)
+	if !slices.ContainsFunc(b.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
+		b.Env = append(slices.Clone(b.Env), "HOME="+b.root.homeOf(b.UID))
+	}
+	if err := unix.Fchdir(b.root.fd); err != nil {
 		return fmt.Errorf("enter rootfs: %w", err)
 	}
 	if err := unix.Chroot("."); err != nil {
 		return fmt.Errorf("enter rootfs: %w", err)
 	}
-	if err := unix.Chdir(b.Cwd); err != nil {
-		return fmt.Errorf("change to working directory %s: %w", b.Cwd, err)
+	if err := unix.Fchdir(cwd); err != nil {
+		return fmt.Errorf("working directory %s: %w", b.Cwd, err)
 	}
-	if !slices.ContainsFunc(b.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
-		b.Env = append(slices.Clone(b.Env), "HOME="+homeOf(b.UID))
-	}
+	const usual = 0o022
+	unix.Umask(usual) // an exec has that of who asked for it
 	return nil
 }
 
 // mostPasswd bounds what is read of a file that an image brought.
 const mostPasswd = 1 << 20
 
-// homeOf is a user's directory, as the /etc/passwd of our root has it.
-func homeOf(uid uint32) string {
+// homeOf is a user's directory, as /etc/passwd has it.
+func (r rootfs) homeOf(uid uint32) string {
 	const none = "/"
-	// Not to be opened for good: it may be a pipe that nobody writes to.
-	f, err := os.OpenFile("/etc/passwd", os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := r.regular("/etc/passwd")
 	if err != nil {
 		return none
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return none
-	}
 	data, err := io.ReadAll(io.LimitReader(f, mostPasswd))
 	if err != nil {
 		return none
 	}
 	for line := range strings.Lines(string(data)) {
 		fields := strings.Split(strings.TrimSpace(line), ":")
-		const id, home, all = 2, 5, 7
-		if len(fields) == all && fields[id] == strconv.FormatUint(uint64(uid), 10) && strings.HasPrefix(fields[home], "/") {
+		const id, home = 2, 5
+		if len(fields) > home && fields[id] == strconv.FormatUint(uint64(uid), 10) && strings.HasPrefix(fields[home], "/") {
 			return fields[home]
 		}
 	}
 	return none
 }
 
+// giveStdio makes pipes and files the user's: programs open them again as /dev/stdout.
+// A device is the machine's, and a terminal the user's already.
+func (b *becoming) giveStdio() error {
+	for _, f := range b.files {
+		var stat unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
+			return fmt.Errorf("look at stdio: %w", err)
+		}
+		if stat.Mode&unix.S_IFMT != unix.S_IFIFO && stat.Mode&unix.S_IFMT != unix.S_IFSOCK || stat.Uid == b.UID {
+			continue
+		}
+		if err := unix.Fchown(int(f.Fd()), int(b.UID), -1); err != nil {
+			return fmt.Errorf("give stdio to user %d: %w", b.UID, err)
+		}
+	}
+	return nil
+}
+
 // dropPrivileges makes the thread the user. The calls of package syscall would change
 // all threads.
 func (b *becoming) dropPrivileges() error {
-	for _, l := range b.Rlimits {
-		if err := setLimit(l); err != nil {
-			return err
-		}
-	}
-	if b.Seccomp != nil && !b.NoNewPrivs {
-		if err := b.Seccomp.install(); err != nil { // else as late as can be; it takes a capability
-			return err
-		}
-	}
-	for c := 0; ; c++ {
-		have, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0)
-		if err != nil { // there is no such capability, and none above it
-			break
-		}
-		if have == 1 && !slices.Contains(b.Bounding, c) {
-			if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil {
-				return fmt.Errorf("drop capability %d: %w", c, err)
-			}
-		}
+	if err := b.dropBounding(); err != nil {
+		return err
 	}
 	if err := b.setUser(); err != nil {
 		return err
@@ -204,14 +254,19 @@ func (b *becoming) dropPrivileges() error {
 	return nil
 }
 
-// setLimit sets a limit of the whole process.
-func setLimit(l Rlimit) error {
-	r := syscall.Rlimit{Cur: l.Soft, Max: l.Hard}
-	// Package syscall's own, for it would else set the number of files back at the end.
-	if err := syscall.Setrlimit(l.Resource, &r); err != nil {
-		return fmt.Errorf("set limit %d to %d:%d: %w", l.Resource, l.Soft, l.Hard, err)
+func (b *becoming) dropBounding() error {
+	for c := 0; ; c++ {
+		have, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0)
+		if c > 0 && errors.Is(err, unix.EINVAL) { // there is no such capability, and none above it
+			return nil
+		}
+		if err == nil && have == 1 && !slices.Contains(b.Bounding, c) {
+			err = unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0)
+		}
+		if err != nil {
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
 	}
-	return nil
 }
 
 func (b *becoming) setUser() error {
@@ -219,22 +274,32 @@ func (b *becoming) setUser() error {
 		return fmt.Errorf("keep capabilities: %w", err)
 	}
 	groups := unsafe.Pointer(unsafe.SliceData(b.Groups))
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(b.Groups)), uintptr(groups), 0); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_SETGROUPS, uintptr(len(b.Groups)), uintptr(groups), 0); errno != 0 {
 		return fmt.Errorf("set groups: %w", errno)
 	}
 	gid, uid := uintptr(b.GID), uintptr(b.UID)
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_SETRESGID, gid, gid, gid); errno != 0 {
 		return fmt.Errorf("set group %d: %w", b.GID, errno)
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_SETRESUID, uid, uid, uid); errno != 0 {
 		return fmt.Errorf("set user %d: %w", b.UID, errno)
+	}
+	// The one of who asked for an exec has his keys.
+	if _, _, errno := unix.Syscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0); errno != 0 && errno != unix.ENOSYS {
+		return fmt.Errorf("join a session keyring: %w", errno)
 	}
 	return nil
 }
 
+// setCapabilities leaves the thread one more than the program gets if a filter is to be
+// installed and takes it. It does not outlive the execution: it is not in Bounding.
 func (b *becoming) setCapabilities() error {
 	var sets [2]unix.CapUserData
-	for _, c := range b.Bounding {
+	own := b.Bounding
+	if b.Seccomp != nil && !b.NoNewPrivs {
+		own = append(slices.Clone(own), unix.CAP_SYS_ADMIN)
+	}
+	for _, c := range own {
 		sets[c/32].Permitted |= 1 << (c % 32)
 		sets[c/32].Effective |= 1 << (c % 32)
 	}
@@ -253,24 +318,14 @@ func (b *becoming) setCapabilities() error {
 	return nil
 }
 
-// sockFprog is the kernel's struct sock_fprog.
-type sockFprog struct {
-	length uint16
-	filter unsafe.Pointer
-}
-
-const seccompInstruction = 8 // bytes
-
-func (s Seccomp) install() error {
-	n := len(s.Filter) / seccompInstruction
-	if n == 0 || n > 4096 || len(s.Filter)%seccompInstruction != 0 {
-		return fmt.Errorf("install seccomp filter: %d bytes are none", len(s.Filter))
-	}
-	prog := sockFprog{uint16(n), unsafe.Pointer(&s.Filter[0])}
-	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(s.Flags), uintptr(unsafe.Pointer(&prog)))
-	runtime.KeepAlive(s.Filter)
-	if errno != 0 {
-		return fmt.Errorf("install seccomp filter: %w", errno)
+// setLimits sets those of the whole process, so it comes late: ours is a large program.
+func (b *becoming) setLimits() error {
+	for _, l := range b.Rlimits {
+		r := syscall.Rlimit{Cur: l.Soft, Max: l.Hard}
+		// Package syscall's own, for it would else set the number of files back at the end.
+		if err := syscall.Setrlimit(l.Resource, &r); err != nil {
+			return fmt.Errorf("set limit %d to %d:%d: %w", l.Resource, l.Soft, l.Hard, err)
+		}
 	}
 	return nil
 }
@@ -329,7 +384,8 @@ func executable(file string) error {
 	return nil
 }
 
-// execute returns only if the kernel does not take the program.
+// execute returns only if the kernel does not take the program. The filter comes last:
+// a profile allows what the program does, and not what we do before.
 func (b *becoming) execute(program string) error {
 	for i, f := range b.files {
 		if err := unix.Dup3(int(f.Fd()), i, 0); err != nil {
@@ -340,10 +396,61 @@ func (b *becoming) execute(program string) error {
 	if err := unix.CloseRange(firstOther, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("close descriptors: %w", err)
 	}
-	if b.Seccomp != nil && b.NoNewPrivs {
+	if err := unignoreSignals(); err != nil {
+		return err
+	}
+	if b.Seccomp != nil {
 		if err := b.Seccomp.install(); err != nil {
 			return err
 		}
 	}
 	return fmt.Errorf("execute %s: %w", program, syscall.Exec(program, b.Args, b.Env))
+}
+
+// unignoreSignals gives signals that are ignored their default action: they would stay
+// ignored. Who runs an exec under nohup ignores one.
+func unignoreSignals() error {
+	const (
+		ignored  = 1
+		setBytes = 8
+		last     = 64
+	)
+	for s := uintptr(1); s <= last; s++ {
+		if s == uintptr(unix.SIGKILL) || s == uintptr(unix.SIGSTOP) {
+			continue
+		}
+		var action, none [8]uint64 // larger than the kernel's; the handler comes first
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, s, 0, uintptr(unsafe.Pointer(&action)), setBytes, 0, 0); errno != 0 {
+			return fmt.Errorf("look at signal %d: %w", s, errno)
+		}
+		if action[0] != ignored {
+			continue
+		}
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&none)), 0, setBytes, 0, 0); errno != 0 {
+			return fmt.Errorf("reset signal %d: %w", s, errno)
+		}
+	}
+	return nil
+}
+
+// sockFprog is the kernel's struct sock_fprog.
+type sockFprog struct {
+	length uint16
+	filter unsafe.Pointer
+}
+
+const seccompInstruction = 8 // bytes
+
+func (s Seccomp) install() error {
+	n := len(s.Filter) / seccompInstruction
+	if n == 0 || n > 4096 || len(s.Filter)%seccompInstruction != 0 {
+		return fmt.Errorf("install seccomp filter: %d bytes are none", len(s.Filter))
+	}
+	prog := sockFprog{uint16(n), unsafe.Pointer(&s.Filter[0])}
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(s.Flags), uintptr(unsafe.Pointer(&prog)))
+	runtime.KeepAlive(s.Filter)
+	if errno != 0 {
+		return fmt.Errorf("install seccomp filter: %w", errno)
+	}
+	return nil
 }

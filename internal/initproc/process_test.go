@@ -1,6 +1,8 @@
 package initproc
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,6 +48,8 @@ func TestMountOptions(t *testing.T) {
 	}
 }
 
+// TestRootfsKeepsInside: links lead to where they would if the directory were the root,
+// and what they lead to is made there.
 func TestRootfsKeepsInside(t *testing.T) {
 	t.Parallel()
 	dir, outside := t.TempDir(), t.TempDir()
@@ -54,32 +58,94 @@ func TestRootfsKeepsInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.close()
-	for name, to := range map[string]string{"up": "../../../..", "abs": outside, "loop": "loop", "magic": "/proc/self/root"} {
+	for name, to := range map[string]string{
+		"up": "../../../..", "abs": outside, "loop": "loop", "magic": fmt.Sprintf("/proc/%d/root", os.Getpid()), "run": "var/../made/../run2/x",
+	} {
 		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, p := range []string{"/up/a/b", "/abs/made", "/x/../y/z"} {
-		fd, err := r.directory(p)
+	for _, c := range []struct{ path, made string }{
+		{"/", "/"},
+		{"", "/"},
+		{"/a/b/..", "/a"},
+		{"/up/c/d", "/c/d"},
+		{"/abs/made", outside + "/made"},
+		{"/x/../y/z", "/y/z"},
+		{"/run", "/run2/x"},
+		{"/magic", fmt.Sprintf("/proc/%d/root", os.Getpid())},
+	} {
+		fd, err := r.directory(c.path)
 		if err != nil {
-			t.Logf("%s: %v", p, err) // an error is as good
+			t.Errorf("%s: %v", c.path, err)
 			continue
+		}
+		got, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		if want := filepath.Join(dir, c.made); err != nil || got != want {
+			t.Errorf("%s is at %s, %v; want %s", c.path, got, err, want)
 		}
 		unix.Close(fd)
 	}
-	if fd, err := r.file("/up/f"); err != nil {
-		t.Error(err)
-	} else {
-		unix.Close(fd)
+	fd, err := r.file("/up/etc/f")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "f")); err != nil {
-		t.Errorf("a link upwards leads to the root: %v", err)
+	unix.Close(fd)
+	if info, err := os.Lstat(filepath.Join(dir, "etc/f")); err != nil || !info.Mode().IsRegular() {
+		t.Errorf("a file below a link upwards: %v, %v", info, err)
 	}
-	if _, err := r.directory("/loop/a"); err == nil {
-		t.Error("a link to itself leads somewhere")
+	if _, err := r.directory("/loop/a"); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("a link to itself: %v", err)
 	}
-	entries, err := os.ReadDir(outside)
-	if err != nil || len(entries) != 0 {
+	if _, err := r.directory("/etc/f/below"); !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("below a file: %v", err)
+	}
+	if entries, err := os.ReadDir(outside); err != nil || len(entries) != 0 {
 		t.Errorf("outside there is %v, %v", entries, err)
+	}
+}
+
+// TestMagicLinks: what looks like a path in /proc is another process's root.
+func TestMagicLinks(t *testing.T) {
+	t.Parallel()
+	r, err := openRootfs("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	if fd, err := r.open("/proc/self/root/etc"); err == nil {
+		unix.Close(fd)
+		t.Error("a link of /proc was followed")
+	}
+}
+
+func TestHome(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r, err := openRootfs(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	if got := r.homeOf(0); got != "/" {
+		t.Errorf("without /etc/passwd: %q", got)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	passwd := filepath.Join(dir, "etc/passwd")
+	if err := os.WriteFile(passwd, []byte("bad\nroot:x:0:0:root:/root:/bin/sh\nshort:x:7:7:short:/short\nodd:x:8:8::relative:\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for uid, want := range map[uint32]string{0: "/root", 7: "/short", 8: "/", 9: "/"} {
+		if got := r.homeOf(uid); got != want {
+			t.Errorf("home of %d is %q, want %q", uid, got, want)
+		}
+	}
+	if err := errors.Join(os.Remove(passwd), unix.Mkfifo(passwd, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.homeOf(0); got != "/" {
+		t.Errorf("with a pipe in its place: %q", got)
 	}
 }

@@ -81,59 +81,136 @@ func (r rootfs) furnish(s Self) error {
 	return nil
 }
 
-func (r rootfs) open(p string) (int, error) {
-	return unix.Openat2(r.fd, strings.TrimPrefix(p, "/"), &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+// lookupTries bounds how often a lookup is tried again: the kernel gives up one that
+// goes upwards while anything on the machine is renamed or mounted.
+const lookupTries = 1000
+
+// lookup opens what p names, with the directory as the root.
+func (r rootfs) lookup(p string, flags, resolve uint64) (int, error) {
+	name := strings.TrimPrefix(path.Clean("/"+p), "/")
+	if name == "" {
+		name = "."
+	}
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve}
+	for try := 0; ; try++ {
+		fd, err := unix.Openat2(r.fd, name, &how)
+		if try == lookupTries || !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
 }
 
-// parent opens the directory that p is to be in, and makes it if it is not there.
-func (r rootfs) parent(p string) (fd int, name string, err error) {
-	dir := path.Dir(path.Clean("/" + p))
-	if dir == "/" {
-		fd, err = unix.Dup(r.fd)
-	} else {
-		fd, err = r.directory(dir)
-	}
-	return fd, path.Base(p), err
-}
+func (r rootfs) open(p string) (int, error) { return r.lookup(p, unix.O_PATH, 0) }
 
 // directory opens one, and makes what of it is not there.
 func (r rootfs) directory(p string) (int, error) {
-	fd, err := r.open(p)
-	if !errors.Is(err, unix.ENOENT) {
-		return fd, err
-	}
-	dir, name, err := r.parent(p)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(dir)
-	if err := unix.Mkdirat(dir, name, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
-		return -1, err
-	}
-	return r.open(p)
+	return r.openOrMake(p, func(dir int, name string) error { return unix.Mkdirat(dir, name, 0o755) })
 }
 
 // file opens one, and makes it if it is not there.
 func (r rootfs) file(p string) (int, error) {
+	return r.openOrMake(p, func(dir int, name string) error {
+		fd, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+		if err == nil {
+			err = unix.Close(fd)
+		}
+		return err
+	})
+}
+
+// mostLinks bounds the symbolic links on the way to a path, as the kernel does.
+const mostLinks = 40
+
+// openOrMake opens p. What is not there is made, by make if it is p itself; links
+// lead to where it is made. So an image's /etc/resolv.conf may be a link to a file that only
+// a running system has.
+func (r rootfs) openOrMake(p string, create func(dir int, name string) error) (int, error) {
 	fd, err := r.open(p)
 	if !errors.Is(err, unix.ENOENT) {
 		return fd, err
 	}
-	dir, name, err := r.parent(p)
+	at, links := "/", 0 // at has no link in it
+	left := strings.Split(path.Clean("/" + p)[1:], "/")
+	for len(left) > 0 {
+		name := left[0]
+		left = left[1:]
+		if name == "" || name == "." {
+			continue
+		}
+		if name == ".." {
+			at = path.Dir(at)
+			continue
+		}
+		make := create
+		if len(left) > 0 {
+			make = func(dir int, name string) error { return unix.Mkdirat(dir, name, 0o755) }
+		}
+		link, err := r.step(at, name, make)
+		if err != nil {
+			return -1, err
+		}
+		if link == "" {
+			at = path.Join(at, name)
+			continue
+		}
+		if links++; links > mostLinks {
+			return -1, unix.ELOOP
+		}
+		if path.IsAbs(link) {
+			at = "/"
+		}
+		left = append(strings.Split(link, "/"), left...)
+	}
+	return r.lookup(at, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
+}
+
+// step makes sure that a directory has a name in it, and returns where that leads if it
+// is a link.
+func (r rootfs) step(dir, name string, make func(dir int, name string) error) (link string, err error) {
+	fd, err := r.lookup(dir, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
 	if err != nil {
-		return -1, err
+		return "", err
 	}
-	defer unix.Close(dir)
-	made, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return -1, err
+	defer unix.Close(fd)
+	buffer := [unix.PathMax]byte{}
+	n, err := unix.Readlinkat(fd, name, buffer[:])
+	switch {
+	case err == nil:
+		return string(buffer[:n]), nil
+	case errors.Is(err, unix.EINVAL): // it is there, and no link
+		return "", nil
+	case !errors.Is(err, unix.ENOENT):
+		return "", err
 	}
-	if err == nil {
-		unix.Close(made)
+	if err := make(fd, name); err != nil && !errors.Is(err, unix.EEXIST) {
+		return "", err
 	}
-	return r.open(p)
+	return "", nil
+}
+
+// parent opens the directory that p is to be in, and makes it if it is not there.
+func (r rootfs) parent(p string) (fd int, name string, err error) {
+	p = path.Clean("/" + p)
+	fd, err = r.directory(path.Dir(p))
+	return fd, path.Base(p), err
+}
+
+// regular opens a file for reading, but nothing that only looks like one: a device may
+// act on it, and a pipe never ends.
+func (r rootfs) regular(p string) (*os.File, error) {
+	fd, err := r.open(p)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return nil, err
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, unix.EINVAL
+	}
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 // place opens, and makes, what a mount of what is open as fd goes on.
@@ -270,6 +347,7 @@ func (r rootfs) device(d Device) error {
 	}
 	defer unix.Close(dir)
 	number := unix.Mkdev(d.Major, d.Minor)
+	defer unix.Umask(unix.Umask(0))
 	err = unix.Mknodat(dir, name, d.Mode, int(number))
 	if errors.Is(err, unix.EEXIST) {
 		var have unix.Stat_t
@@ -284,10 +362,7 @@ func (r rootfs) device(d Device) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Fchownat(dir, name, int(d.UID), int(d.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
-	return unix.Fchmodat(dir, name, d.Mode&0o7777, 0) // the umask took some of it
+	return unix.Fchownat(dir, name, int(d.UID), int(d.GID), unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // mask hides a file behind an empty one and a directory behind an empty one.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,12 +41,20 @@ func runSelf(s Start, dir string) error {
 	if err := readJSON(filepath.Join(dir, ProcessFile), &p); err != nil {
 		return fmt.Errorf("read plan: %w", err)
 	}
+	if err := protectProgram(p); err != nil {
+		return err
+	}
 	stdio, err := fetchStdio(s.Stdio, dir)
 	if err != nil {
 		return fmt.Errorf("fetch stdio: %w", err)
 	}
 	if err := prepare(s); err != nil {
 		return err
+	}
+	if s.Self.OnHost { // what is mounted in it is nobody else's
+		if err := unix.Mount("", s.Rootfs.Target, "", unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("keep the rootfs to ourselves: %w", err)
+		}
 	}
 	root, err := furnish(s, p)
 	if err != nil {
@@ -79,6 +88,26 @@ func runSelf(s Start, dir string) error {
 	return becomeApp(p, root, stdio.files, conn)
 }
 
+// protectProgram executes us again from a mount that nobody can write to, unless we are:
+// an app can have /proc/self/exe executed instead of itself, and a root without
+// capabilities could write to the host's file then.
+func protectProgram(p Process) error {
+	const self = "/proc/self/exe"
+	var fs unix.Statfs_t
+	if err := unix.Statfs(self, &fs); err != nil || p.UID != 0 || fs.Flags&unix.ST_RDONLY != 0 {
+		return err
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, self, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("clone the mount of %s: %w", self, err)
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return fmt.Errorf("make %s read-only: %w", self, err)
+	}
+	return fmt.Errorf("execute %s again: %w", self, syscall.Exec(fmt.Sprintf("/proc/self/fd/%d", fd), os.Args, os.Environ()))
+}
+
 // becomeApp keeps our own stderr, for what there is to say if it fails.
 func becomeApp(p Process, root rootfs, files []*os.File, systemd *net.UnixConn) error {
 	own, err := unix.FcntlInt(2, unix.F_DUPFD_CLOEXEC, 3)
@@ -92,7 +121,7 @@ func becomeApp(p Process, root rootfs, files []*os.File, systemd *net.UnixConn) 
 		return fmt.Errorf("open mount namespace: %w", err)
 	}
 	defer mounts.Close()
-	b := becoming{p, int(mounts.Fd()), root.fd, files, func() error {
+	b := becoming{Process: p, mounts: int(mounts.Fd()), root: root, files: files, ready: func() error {
 		if _, err := systemd.Write([]byte("READY=1")); err != nil {
 			return fmt.Errorf("tell systemd: %w", err)
 		}

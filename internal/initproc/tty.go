@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,23 +12,25 @@ import (
 // terminal makes a terminal of the rootfs' own /dev/pts, gives its master to who
 // listens at socket and returns the app's ends of it. It is ours from then on.
 func (r rootfs) terminal(p Process, socket string) ([]*os.File, error) {
-	master, err := r.openDevice("/dev/ptmx")
+	fd, err := r.lookup("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open /dev/ptmx: %w", err)
+		return nil, fmt.Errorf("open /dev/pts/ptmx: %w", err)
 	}
+	master := os.NewFile(uintptr(fd), "ptmx")
 	defer master.Close()
-	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+	var where unix.Statfs_t
+	if err := unix.Fstatfs(fd, &where); err != nil || where.Type != unix.DEVPTS_SUPER_MAGIC {
+		return nil, errors.Join(errors.New("/dev/pts/ptmx is not the kernel's"), err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 		return nil, fmt.Errorf("unlock it: %w", err)
 	}
-	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		return nil, fmt.Errorf("ask for its number: %w", err)
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return nil, fmt.Errorf("open the other end: %w", errno)
 	}
-	slave, err := r.openDevice("/dev/pts/" + strconv.Itoa(number))
-	if err != nil {
-		return nil, fmt.Errorf("open it: %w", err)
-	}
-	if err := slave.Chown(int(p.UID), -1); err != nil && !errors.Is(err, unix.EPERM) {
+	slave := os.NewFile(peer, "terminal")
+	if err := slave.Chown(int(p.UID), -1); err != nil {
 		return nil, err
 	}
 	if err := takeTerminal(slave); err != nil {
@@ -39,17 +40,6 @@ func (r rootfs) terminal(p Process, socket string) ([]*os.File, error) {
 		return nil, fmt.Errorf("hand it over: %w", err)
 	}
 	return []*os.File{slave, slave, slave}, nil
-}
-
-// openDevice opens a device for reading and writing.
-func (r rootfs) openDevice(p string) (*os.File, error) {
-	fd, err := unix.Openat2(r.fd, p[1:], &unix.OpenHow{
-		Flags: unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), p), nil
 }
 
 // takeTerminal makes it that of our session, which is a new one if there has to be.

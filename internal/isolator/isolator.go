@@ -27,7 +27,8 @@ type Isolator interface {
 	Sandbox(Sandbox) (Plan, error)
 	// App plans one app.
 	App(App) (Plan, error)
-	// Exec plans a process inside a running app.
+	// Exec plans a process inside a running app. Its seccomp profile is the one that the
+	// app was started with: the Input has none.
 	Exec(App, pod.Process) (Exec, error)
 	// Cleanup undoes what systemd does not own. It is idempotent.
 	Cleanup(ctx context.Context, p *pod.Pod) error

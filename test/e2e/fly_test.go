@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,9 @@ func TestFlyIsOfTheHost(t *testing.T) {
 	eventually(t, 10*time.Second, "the first app's file", func() bool {
 		_, err := os.Stat(shared + "/first")
 		return err == nil
+	})
+	eventually(t, 10*time.Second, "the first app's program", func() bool {
+		return strings.HasPrefix(sh(t, fmt.Sprintf(`tr '\0' ' ' </proc/%d/cmdline`, s.PID)), "sleep 1000")
 	})
 	got := printed(t, n, p, fmt.Sprintf(`cat /proc/1/comm /shared/first; tr '\0' ' ' </proc/%d/cmdline; echo; hostname; readlink /proc/self/ns/net /proc/self/ns/ipc`, s.PID), volume)
 	host, err := os.Hostname()
@@ -96,6 +100,9 @@ func TestFlyCycles(t *testing.T) {
 			start(t, n, a)
 			if s := wait(t, n, a); s.Exit.Code != i {
 				t.Fatalf("%s %d: ended with %+v", where, i, s.Exit)
+			}
+			if i == 0 { // what records the end takes the rootfs away: its removal has nothing to do
+				eventually(t, 5*time.Second, "no mounts", func() bool { return mounts() == before })
 			}
 			if err := n.RemoveApp(t.Context(), a.ID); err != nil {
 				t.Fatal(err)
@@ -204,6 +211,77 @@ func TestFlyHostilePaths(t *testing.T) {
 	}
 }
 
+// TestFlyExecStaysInside: an exec's working directory is the app's word, too.
+func TestFlyExecStaysInside(t *testing.T) {
+	guard(t)
+	n := openNode(t)
+	pull(t, n, busybox)
+	p := newPod(t, n, inFly)
+	a := newApp(t, n, p, shell("rmdir /work && ln -s /proc/1/root /work && echo up; exec sleep 1000"), with(func(s *engine.AppSpec) {
+		s.WorkDir, s.Security.DropCaps = "/work", []string{"ALL"}
+	}))
+	start(t, n, a)
+	says(t, a, "up")
+	ctx, cancel := context.WithTimeout(t.Context(), patience(10*time.Second))
+	defer cancel()
+	var out bytes.Buffer
+	_, err := n.Exec(ctx, a.ID, pod.Process{Argv: []string{"cat", "etc/hostname"}}, engine.Streams{Stdout: &out, Stderr: &out})
+	if err == nil || !strings.Contains(err.Error(), "/work") || out.Len() > 0 {
+		t.Errorf("exec in a directory that leads out: %v, %q", err, out.String())
+	}
+}
+
+// TestFlyStdioIsTheUsers: programs open /dev/stdout again.
+func TestFlyStdioIsTheUsers(t *testing.T) {
+	guard(t)
+	n := openNode(t)
+	pull(t, n, busybox)
+	p := newPod(t, n, inFly)
+	user := with(func(s *engine.AppSpec) { s.User, s.Group = "1000", "1000" })
+	sameText(t, printed(t, n, p, "echo out >/dev/stdout; echo err >/dev/stderr", user), "out\nerr")
+	a := newApp(t, n, p, command("sleep", "1000"), user)
+	start(t, n, a)
+	out, code := execIn(t, n, a, pod.Process{Argv: []string{"sh", "-c", "echo out >/dev/stdout"}}, "")
+	if sameText(t, out, "out\n"); code != 0 {
+		t.Errorf("exec ended with %d", code)
+	}
+}
+
+// TestFlyKeepsTheCgroupOptions: they are of all cgroups of the machine.
+func TestFlyKeepsTheCgroupOptions(t *testing.T) {
+	guard(t)
+	n := openNode(t)
+	pull(t, n, busybox)
+	options := func() string { return sh(t, "findmnt -n -o FS-OPTIONS /sys/fs/cgroup") }
+	before := options()
+	for _, isolated := range []podOption{inFly, inOCI} {
+		for _, privileged := range []bool{false, true} {
+			p := newPod(t, n, isolated, func(p *pod.Pod) { p.Security.Privileged = privileged })
+			printed(t, n, p, "ls /sys/fs/cgroup", with(func(s *engine.AppSpec) { s.Security.Privileged = privileged }))
+			sameText(t, options(), before)
+		}
+	}
+}
+
+// TestFlySeccompKills: a profile that kills is no reason to hang.
+func TestFlySeccompKills(t *testing.T) {
+	guard(t)
+	n := openNode(t)
+	pull(t, n, busybox)
+	p := newPod(t, n, inFly)
+	file := filepath.Join(t.TempDir(), "p.json")
+	if err := os.WriteFile(file, []byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["execve"],"action":"SCMP_ACT_KILL"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := newApp(t, n, p, command("true"), with(func(s *engine.AppSpec) {
+		s.Security.Seccomp = pod.Profile{Kind: pod.ProfileLocalhost, Localhost: file}
+	}))
+	err := n.StartApp(t.Context(), a.ID)
+	if s := wait(t, n, a); s.Exit.Reason != pod.ReasonStartError || !strings.Contains(s.Exit.Message, "seccomp") {
+		t.Errorf("start: %v; ended with %+v", err, s.Exit)
+	}
+}
+
 // TestFlyBidirectional: what a privileged app mounts in a shared volume the host sees.
 func TestFlyBidirectional(t *testing.T) {
 	guard(t)
@@ -254,6 +332,7 @@ func TestFlyKilledStarts(t *testing.T) {
 	pull(t, n, busybox)
 	p := newPod(t, n, inFly, func(p *pod.Pod) { p.Annotations = map[string]string{"gantry.io/fly-mounts": "host"} })
 	dir := filepath.Join("/sys/fs/cgroup", unit.CgroupOf(p.Slice))
+	cut := 0
 	for i := range machine.Amount(50, 10) {
 		a := newApp(t, n, p, command("sleep", "1000"))
 		ctx, cancel := context.WithTimeout(t.Context(), patience(20*time.Second))
@@ -270,9 +349,16 @@ func TestFlyKilledStarts(t *testing.T) {
 		if s.Exit.Code != 137 && s.Exit.Code != 128 {
 			t.Errorf("kill %d: start: %v; ended with %+v", i, err, s.Exit)
 		}
+		if err != nil {
+			cut++
+		}
 		if err := n.RemoveApp(t.Context(), a.ID); err != nil {
 			t.Fatal(err)
 		}
+	}
+	t.Logf("%d starts were cut short", cut)
+	if cut == 0 {
+		t.Error("no kill fell into a start")
 	}
 	if table := sh(t, "cat /proc/self/mountinfo"); strings.Contains(table, "/run/gantry/fly/") {
 		t.Error("a rootfs is mounted still")

@@ -63,6 +63,9 @@ func (f *Fly) app(in isolator.App) (isolator.Plan, error) {
 	if err != nil {
 		return isolator.Plan{}, err
 	}
+	if process.Seccomp, err = f.filter(in); err != nil {
+		return isolator.Plan{}, fmt.Errorf("security.seccomp: %w", err)
+	}
 	start, host, err := f.start(in, limits)
 	if err != nil {
 		return isolator.Plan{}, err
@@ -76,6 +79,8 @@ func (f *Fly) app(in isolator.App) (isolator.Plan, error) {
 		return isolator.Plan{}, fmt.Errorf("write start: %w", err)
 	}
 	service := f.recipe.Service(in, limits)
+	// Gantry-init is the main process from the first moment, and is the app in the end.
+	service.Properties = append(without(service.Properties, "NotifyAccess"), unit.Property{Name: "NotifyAccess", Value: unit.String("main")})
 	if host {
 		service.Properties = without(service.Properties, "PrivateMounts")
 	}
@@ -117,6 +122,10 @@ func (f *Fly) check(in isolator.App) (isolator.App, error) {
 func (f *Fly) start(in isolator.App, l recipe.Limits) (s initproc.Start, host bool, err error) {
 	if host, err = inHostMounts(in.Pod); err != nil {
 		return s, false, err
+	}
+	if host && recipe.HasShared(in.App) {
+		// To take its mounts off the host at the end would take the volume's with them.
+		return s, false, fmt.Errorf("annotation %s=host with bidirectional volumes: %w", annotationMounts, pod.ErrUnsupported)
 	}
 	self, err := self(in)
 	if err != nil {

@@ -14,8 +14,7 @@ import (
 
 // self is what gantry-init puts into the rootfs.
 func self(in isolator.App) (initproc.Self, error) {
-	privileged := in.App.Security.Privileged
-	mounts, err := recipe.Mounts(in, kernelMounts(privileged))
+	mounts, err := recipe.Mounts(in, kernelMounts(in.App.Security.Privileged))
 	if err != nil {
 		return initproc.Self{}, err
 	}
@@ -57,20 +56,22 @@ func mount(m recipe.Mount) initproc.Mount {
 
 const dev = "/dev"
 
-// kernelMounts are the host's for a privileged app, with all that comes and goes in
-// them. Any other has a /dev of its own, with what it may use.
+// kernelMounts are as oci's. An app has a /dev of its own: places for what is mounted in
+// it, by kubelet for one, would be made in the host's. The cgroups are the host's mount: to
+// mount them anew, seen from the host's namespace, changes options of all of them.
 func kernelMounts(privileged bool) []recipe.Mount {
+	access := "ro"
 	if privileged {
-		host := func(p string) recipe.Mount {
-			return recipe.Mount{Target: p, Source: p, Recursive: true, Propagation: pod.PropagationSlave}
-		}
-		return []recipe.Mount{host("/proc"), host("/sys"), host(dev)}
+		access = "rw"
 	}
 	return []recipe.Mount{
 		{Target: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Target: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
-		{Target: "/sys/fs/cgroup", Type: "cgroup2", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
-		{Target: dev, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=65536k"}},
+		{Target: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
+		{
+			Target: "/sys/fs/cgroup", Source: "/sys/fs/cgroup", ReadOnly: !privileged, Propagation: pod.PropagationPrivate,
+			Options: []string{"nosuid", "noexec", "nodev"},
+		},
+		{Target: dev, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Target: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Target: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 	}

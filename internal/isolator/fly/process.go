@@ -28,10 +28,6 @@ func (f *Fly) process(in isolator.App) (initproc.Process, error) {
 	if profile == recipe.Unconfined {
 		profile = "" // which gantry-init is, too
 	}
-	filter, err := f.filter(in, caps.Bounding)
-	if err != nil {
-		return initproc.Process{}, fmt.Errorf("security.seccomp: %w", err)
-	}
 	cwd := in.App.WorkingDir
 	if cwd == "" {
 		cwd = "/"
@@ -40,7 +36,7 @@ func (f *Fly) process(in isolator.App) (initproc.Process, error) {
 		Args: in.App.Argv, Env: recipe.Env(in, in.App.TTY, nil), Cwd: cwd,
 		UID: s.UID, GID: s.GID, Groups: recipe.Groups(s),
 		Bounding: recipe.CapabilityNumbers(caps.Bounding), Ambient: recipe.CapabilityNumbers(caps.Ambient),
-		NoNewPrivs: s.NoNewPrivileges, AppArmor: profile, Seccomp: filter,
+		NoNewPrivs: s.NoNewPrivileges, AppArmor: profile,
 		Rlimits: rlimits(in.App.Rlimits), TTY: in.App.TTY,
 	}, nil
 }

@@ -16,8 +16,12 @@ import (
 )
 
 // filter is the app's seccomp profile for the kernel; nil is none.
-func (f *Fly) filter(in isolator.App, caps []string) (*initproc.Seccomp, error) {
-	profile, err := f.seccomp.For(in, f.cfg.Arch, caps)
+func (f *Fly) filter(in isolator.App) (*initproc.Seccomp, error) {
+	caps, err := recipe.CapabilitiesOf(in.App.Security)
+	if err != nil {
+		return nil, err
+	}
+	profile, err := f.seccomp.For(in, f.cfg.Arch, caps.Bounding)
 	if err != nil || profile == nil {
 		return nil, err
 	}
@@ -160,7 +164,7 @@ func callsOf(p *specs.LinuxSeccomp, m *arch.Info, byDefault uint32) ([]call, err
 			return nil, err
 		}
 		for _, name := range s.Names {
-			number, ok := m.SyscallNames[name]
+			number, ok := numberOf(m, name)
 			if !ok {
 				continue // another machine's, or too new: all engines leave it out
 			}
@@ -173,6 +177,16 @@ func callsOf(p *specs.LinuxSeccomp, m *arch.Info, byDefault uint32) ([]call, err
 		}
 	}
 	return calls, nil
+}
+
+// numberOf knows one name that the table has in another spelling: with it, programs of 64-bit
+// ARM look at files.
+func numberOf(m *arch.Info, name string) (int, bool) {
+	if m == arch.AARCH64 && name == "newfstatat" {
+		name = "fstatat"
+	}
+	number, ok := m.SyscallNames[name]
+	return number, ok
 }
 
 // rulesOf makes one rule of conditions on several arguments. Where two are on the same
@@ -237,7 +251,7 @@ func machineBody(m *arch.Info, calls []call, byDefault uint32) []bpf.Instruction
 			bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)})
 	}
 	for _, c := range calls {
-		body := callBody(c)
+		body := callBody(c, m == arch.I386 || m == arch.ARM)
 		if !unconditional(c) {
 			body = append(body, number) // the conditions have loaded arguments
 		}
@@ -260,9 +274,9 @@ func unconditional(c call) bool {
 }
 
 // callBody tries the rules; none behind one that always holds.
-func callBody(c call) (out []bpf.Instruction) {
+func callBody(c call, narrow bool) (out []bpf.Instruction) {
 	for _, r := range c.rules {
-		var b block
+		b := block{narrow: narrow}
 		for _, a := range r.conditions {
 			b.condition(a)
 		}
@@ -277,8 +291,11 @@ func callBody(c call) (out []bpf.Instruction) {
 // block is the conditions of a rule: who gets to its end is met by the rule's return,
 // and who fails jumps over that.
 type block struct {
-	steps []step
-	begun int // where the condition began that is being written
+	// narrow is for machines of 32 bits: the upper half of an argument is nobody's there,
+	// but a program of 64 bits may set it when it makes a call of that machine.
+	narrow bool
+	steps  []step
+	begun  int // where the condition began that is being written
 }
 
 type jumpTo int
@@ -321,7 +338,18 @@ func knownOperator(o specs.LinuxSeccompOperator) bool {
 
 // condition compares 64 bits, the high half first.
 func (b *block) condition(a specs.LinuxSeccompArg) {
-	high, low := uint32(a.Value>>32), uint32(a.Value)
+	if !b.narrow {
+		b.upper(a)
+	}
+	b.lower(a)
+	for i := b.begun; i < len(b.steps); i++ {
+		b.steps[i].end = len(b.steps)
+	}
+	b.begun = len(b.steps)
+}
+
+func (b *block) upper(a specs.LinuxSeccompArg) {
+	high := uint32(a.Value >> 32)
 	b.load(a.Index, true)
 	switch a.Op {
 	case specs.OpMaskedEqual:
@@ -338,6 +366,10 @@ func (b *block) condition(a specs.LinuxSeccompArg) {
 		b.jump(bpf.JumpGreaterThan, high, fail, next)
 		b.jump(bpf.JumpEqual, high, next, hold)
 	}
+}
+
+func (b *block) lower(a specs.LinuxSeccompArg) {
+	low := uint32(a.Value)
 	b.load(a.Index, false)
 	switch a.Op {
 	case specs.OpMaskedEqual:
@@ -356,10 +388,6 @@ func (b *block) condition(a specs.LinuxSeccompArg) {
 	case specs.OpLessEqual:
 		b.jump(bpf.JumpGreaterThan, low, fail, next)
 	}
-	for i := b.begun; i < len(b.steps); i++ {
-		b.steps[i].end = len(b.steps)
-	}
-	b.begun = len(b.steps)
 }
 
 // resolve turns targets into distances. Six conditions are far from the 255 that a jump

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -147,6 +148,71 @@ func TestRandomProfiles(t *testing.T) {
 				t.Fatalf("seed %d: %s%v: %#x, want %#x of %+v", seed, name, args, got, want, p.Syscalls)
 			}
 		}
+	}
+}
+
+// TestNarrowMachine: the upper half of an argument is not looked at where there is none.
+func TestNarrowMachine(t *testing.T) {
+	t.Parallel()
+	for _, op := range []specs.LinuxSeccompOperator{specs.OpNotEqual, specs.OpGreaterThan, specs.OpGreaterEqual} {
+		p := &specs.LinuxSeccomp{
+			DefaultAction: specs.ActErrno, Architectures: []specs.Arch{specs.ArchX86_64, specs.ArchX86},
+			Syscalls: []specs.LinuxSyscall{{Names: []string{"socket"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{{Op: op, Value: 40}}}},
+		}
+		program, err := compile(p, "amd64")
+		if err != nil {
+			t.Fatal(err)
+		}
+		low := uint64(40)
+		if op == specs.OpGreaterEqual {
+			low = 39
+		}
+		if got := decide(t, program, uint32(arch.I386.ID), uint32(arch.I386.SyscallNames["socket"]), [6]uint64{1<<32 | low}); got != eperm {
+			t.Errorf("%s on i386, with an upper half: %#x", op, got)
+		}
+		if got := decide(t, program, uint32(arch.X86_64.ID), uint32(arch.X86_64.SyscallNames["socket"]), [6]uint64{1<<32 | low}); got != allow {
+			t.Errorf("%s on amd64, with an upper half: %#x", op, got)
+		}
+	}
+}
+
+// TestCallsAreKnown: what the default profile allows and this machine's kernel has must
+// be in the table, or programs fail for no reason that anybody sees.
+func TestCallsAreKnown(t *testing.T) {
+	t.Parallel()
+	for _, m := range []*arch.Info{arch.X86_64, arch.AARCH64} {
+		for name, x86 := range map[string]int{
+			"read": unix.SYS_READ, "openat": unix.SYS_OPENAT, "newfstatat": unix.SYS_NEWFSTATAT, "statx": unix.SYS_STATX, "futex": unix.SYS_FUTEX,
+			"clone3": unix.SYS_CLONE3, "rseq": unix.SYS_RSEQ, "execve": unix.SYS_EXECVE, "faccessat2": unix.SYS_FACCESSAT2, "mseal": unix.SYS_MSEAL,
+		} {
+			number, ok := numberOf(m, name)
+			if !ok || m == arch.X86_64 && runtime.GOARCH == "amd64" && number != x86 {
+				t.Errorf("%s of %s is %d, %v", name, m.Name, number, ok)
+			}
+		}
+	}
+	p, err := recipe.DefaultSeccomp(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := compile(p.Resolve("arm64", nil), "arm64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const newfstatat = 79
+	if got := decide(t, program, uint32(arch.AARCH64.ID), newfstatat, [6]uint64{}); got != allow {
+		t.Errorf("newfstatat on arm64: %#x", got)
+	}
+}
+
+func TestEncode(t *testing.T) {
+	t.Parallel()
+	raw, err := bpf.Assemble([]bpf.Instruction{bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0x01020304, SkipTrue: 5, SkipFalse: 6}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := encode(raw), []byte{0x15, 0, 5, 6, 4, 3, 2, 1}; !slices.Equal(got, want) {
+		t.Errorf("%x, want %x", got, want)
 	}
 }
 

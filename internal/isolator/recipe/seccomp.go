@@ -64,6 +64,9 @@ func (p Seccomp) For(in isolator.App, goarch string, caps []string) (*specs.Linu
 	case "", pod.ProfileRuntimeDefault:
 		return p.Resolve(goarch, caps), nil
 	case pod.ProfileLocalhost:
+		if len(in.SeccompProfile) == 0 {
+			return nil, Invalid("profile %q: no content", s.Seccomp.Localhost)
+		}
 		own, err := ParseSeccomp(in.SeccompProfile)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.Seccomp.Localhost, err)

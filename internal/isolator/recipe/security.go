@@ -2,7 +2,6 @@ package recipe
 
 import (
 	"cmp"
-	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -73,10 +72,6 @@ func checkSecurity(in isolator.App) error {
 		if err := checkSELinux(l); err != nil {
 			return err
 		}
-	}
-	s := in.App.Security
-	if s.Seccomp.Kind == pod.ProfileLocalhost && len(in.SeccompProfile) == 0 && !s.Privileged {
-		return fmt.Errorf("security.seccomp: profile %q: no content: %w", s.Seccomp.Localhost, pod.ErrInvalid)
 	}
 	return nil
 }
