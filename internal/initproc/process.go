@@ -387,6 +387,18 @@ func executable(file string) error {
 // execute returns only if the kernel does not take the program. The filter comes last:
 // a profile allows what the program does, and not what we do before.
 func (b *becoming) execute(program string) error {
+	name, err := syscall.BytePtrFromString(program)
+	if err != nil {
+		return fmt.Errorf("execute: %w", err)
+	}
+	args, err := syscall.SlicePtrFromStrings(b.Args)
+	if err != nil {
+		return fmt.Errorf("execute %s: arguments: %w", program, err)
+	}
+	env, err := syscall.SlicePtrFromStrings(b.Env)
+	if err != nil {
+		return fmt.Errorf("execute %s: environment: %w", program, err)
+	}
 	for i, f := range b.files {
 		if err := unix.Dup3(int(f.Fd()), i, 0); err != nil {
 			return fmt.Errorf("hand over stdio: %w", err)
@@ -404,7 +416,13 @@ func (b *becoming) execute(program string) error {
 			return err
 		}
 	}
-	return fmt.Errorf("execute %s: %w", program, syscall.Exec(program, b.Args, b.Env))
+	// Not syscall.Exec: if the filter kills the thread in it, all others wait for ever. What
+	// that guards against, threads that are made meanwhile, cannot be with our own fs_struct.
+	_, _, errno := unix.Syscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&args[0])), uintptr(unsafe.Pointer(&env[0])))
+	runtime.KeepAlive(name)
+	runtime.KeepAlive(args)
+	runtime.KeepAlive(env)
+	return fmt.Errorf("execute %s: %w", program, errno)
 }
 
 // unignoreSignals gives signals that are ignored their default action: they would stay

@@ -47,7 +47,7 @@ func TestFlyIsOfTheHost(t *testing.T) {
 	eventually(t, 10*time.Second, "the first app's program", func() bool {
 		return strings.HasPrefix(sh(t, fmt.Sprintf(`tr '\0' ' ' </proc/%d/cmdline`, s.PID)), "sleep 1000")
 	})
-	got := printed(t, n, p, fmt.Sprintf(`cat /proc/1/comm /shared/first; tr '\0' ' ' </proc/%d/cmdline; echo; hostname; readlink /proc/self/ns/net /proc/self/ns/ipc`, s.PID), volume)
+	got := printed(t, n, p, fmt.Sprintf(`cat /proc/1/comm /shared/first; tr '\0' ' ' </proc/%d/cmdline; echo; hostname; for n in net ipc; do readlink /proc/self/ns/$n; done`, s.PID), volume)
 	host, err := os.Hostname()
 	if err != nil {
 		t.Fatal(err)

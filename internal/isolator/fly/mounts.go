@@ -2,6 +2,7 @@ package fly
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +36,9 @@ func self(in isolator.App) (initproc.Self, error) {
 		device, err := device(d)
 		if err != nil {
 			return initproc.Self{}, fmt.Errorf("device %s: %w", d.Path, err)
+		}
+		if ownDev && slices.ContainsFunc(out.Links, func(l initproc.Link) bool { return l.Path == d.Path }) {
+			continue // a privileged app is given all of the host's; its own terminals are others
 		}
 		if !ownDev && strings.HasPrefix(d.Path, dev+"/") {
 			if d.Path != d.Source {
