@@ -102,11 +102,21 @@ func (b *becoming) attend(thread int) error {
 		case do := <-b.asked:
 			b.done <- do()
 		case <-tick.C:
-			if err := unix.Tgkill(os.Getpid(), thread, 0); errors.Is(err, unix.ESRCH) {
+			if !lives(thread) {
 				return errors.New("the seccomp profile ended the start")
 			}
 		}
 	}
+}
+
+// lives tells whether a thread of ours runs. The first one stays as a zombie.
+func lives(thread int) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", thread))
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH)
+	}
+	_, state, _ := strings.Cut(string(data), ") ")
+	return !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
 }
 
 // asRoot has others of our threads do what this one cannot any more.

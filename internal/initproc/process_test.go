@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +39,31 @@ func TestFindProgram(t *testing.T) {
 		if _, err := find(name); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: want an error with %q, got %v", name, want, err)
 		}
+	}
+}
+
+func TestLives(t *testing.T) {
+	t.Parallel()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if !lives(unix.Gettid()) {
+		t.Error("this thread does not run")
+	}
+	tid := os.Getpid()
+	for tid == os.Getpid() { // the first thread does not end
+		gone := make(chan int, 1)
+		go func() {
+			runtime.LockOSThread() // and never unlocked: it ends with the goroutine
+			gone <- unix.Gettid()
+		}()
+		tid = <-gone
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for lives(tid) {
+		if time.Now().After(deadline) {
+			t.Fatal("a thread that has ended runs")
+		}
+		runtime.Gosched()
 	}
 }
 
