@@ -81,8 +81,12 @@ func (f *Fly) app(in isolator.App) (isolator.Plan, error) {
 	service := f.recipe.Service(in, limits)
 	// Gantry-init is the main process from the first moment, and is the app in the end.
 	service.Properties = append(without(service.Properties, "NotifyAccess"), unit.Property{Name: "NotifyAccess", Value: unit.String("main")})
-	if host {
+	switch {
+	case host:
 		service.Properties = without(service.Properties, "PrivateMounts")
+	case service.Get("PrivateMounts") != nil:
+		// Elsewhere gantry-init sees to that itself, by being executed a second time.
+		service.Properties = append(service.Properties, unit.Property{Name: "ReadOnlyPaths", Value: unit.Strings{f.cfg.Init}})
 	}
 	return isolator.Plan{
 		Files: []isolator.File{
