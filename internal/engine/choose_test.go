@@ -101,3 +101,24 @@ func TestChooseWeaker(t *testing.T) {
 		}
 	}
 }
+
+// TestShareHost: a record says what a pod gets, not what it asked for.
+func TestShareHost(t *testing.T) {
+	t.Parallel()
+	e := choosing(t, "oci", Weaker{})
+	asked := pod.Namespaces{Network: pod.NamespaceNode, PID: pod.NamespaceTarget, IPC: pod.NamespacePod, Target: "another"}
+	for name, want := range map[string]pod.Namespaces{
+		"oci": asked,
+		"fly": {Network: pod.NamespaceNode, PID: pod.NamespaceNode, IPC: pod.NamespaceNode},
+	} {
+		got := asked
+		if e.shareHost(&pod.Pod{Isolator: name}, &got); got != want {
+			t.Errorf("%s: %+v, want %+v", name, got, want)
+		}
+	}
+	// The network is another matter: with the host's the pod would be another one.
+	own := pod.Namespaces{Network: pod.NamespacePod, PID: "fancy"}
+	if e.shareHost(&pod.Pod{Isolator: "fly"}, &own); own.Network != pod.NamespacePod || own.PID != "fancy" {
+		t.Errorf("%+v", own)
+	}
+}

@@ -82,6 +82,9 @@ func features() isolator.Features {
 // Sandbox plans a pod. All its apps see each other's processes, for they see the
 // host's: no process has to hold a namespace for that.
 func (f *Fly) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
+	if in.Pod != nil && !in.Pod.HostNetwork() {
+		return isolator.Plan{}, fmt.Errorf("plan pod: fly needs the host's network (hostNetwork: true, or gantry run --net host): a network of the pod's own is %w", pod.ErrUnsupported)
+	}
 	if in.Pod != nil {
 		in.Pod = onHost(in.Pod)
 	}
