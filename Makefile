@@ -76,14 +76,14 @@ test-node-e2e: ## Kubernetes' node suite in a VM (FOCUS= SKIP= regexps, PROCS=n,
 # Two suites run side by side, in a VM each; an emulated processor needs one of the host's.
 test-vm: export GANTRY_VM_CPUS ?= $(shell [ "$$(nproc)" -ge 4 ] && echo 2 || echo 1)
 .PHONY: test-vm
-test-vm: ## the end-to-end tests in the VM (RUN=regexp, LONG=1: whole amounts, AGAIN=1: also what passed before)
+test-vm: ## the end-to-end tests in the VM (RUN=regexp, LONG=1: whole amounts, AGAIN=1: also what passed before, RETRY=false: a failure is one)
 ifeq ($(TEST_VM),0)
 	@echo "NOT RUN: the end-to-end tests, because TEST_VM=0"
 else
 	$(TRIAL) deps
 	$(TRIAL) up
 	$(TRIAL) kubelet
-	$(TRIAL) $(if $(RUN),test --run '$(RUN)',test-all$(if $(AGAIN), --again))$(if $(LONG), --long)
+	$(TRIAL) $(if $(RUN),test --run '$(RUN)',test-all$(if $(AGAIN), --again)$(if $(RETRY), --retry=$(RETRY)))$(if $(LONG), --long)
 endif
 
 .PHONY: check

@@ -118,7 +118,8 @@ func (t *trial) runCycle(ctx context.Context, v vm, c cycle, skip string, how su
 	if _, err := v.output(ctx, "sync"); err != nil {
 		return tally{}, err
 	}
-	result, err := t.runProgram(ctx, v, "node", "", " -test.run="+quote("^"+c.before()+"$"), how)
+	first, err := t.runProgram(ctx, v, "node", "", " -test.run="+quote("^"+c.before()+"$"), how)
+	result := first.tally
 	if err != nil {
 		return result, err
 	}
@@ -130,7 +131,7 @@ func (t *trial) runCycle(ctx context.Context, v vm, c cycle, skip string, how su
 		return result, err
 	}
 	second, err := t.runProgram(ctx, v, "node", took.env(), " -test.run="+quote("^("+c.after()+"|"+c.cost()+")$")+skip, how)
-	result.add(second)
+	result.add(second.tally)
 	return result, err
 }
 
@@ -217,7 +218,7 @@ func parseCPU(stat string) (time.Duration, error) {
 
 // runProgram runs a suite's test program in the VM with the given environment and
 // options.
-func (t *trial) runProgram(ctx context.Context, v vm, suite, env, options string, how suiteRun) (tally, error) {
+func (t *trial) runProgram(ctx context.Context, v vm, suite, env, options string, how suiteRun) (outcome, error) {
 	if how.long {
 		env += " GANTRY_E2E_LONG=1"
 	} else if how.pattern == "" {

@@ -37,6 +37,7 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	flags := t.flags("test-all")
 	limit := flags.Duration("timeout", 0, "end each suite after this long")
 	long := flags.Bool("long", false, "do all of what takes many minutes")
+	retry := flags.Bool("retry", true, "try a few tests of a suite that failed once more, alone; FLAKY is who passes then")
 	again := flags.Bool("again", false, "run also what passed before with the same sources on the same machine")
 	// The processors of an emulated machine wait for each other: with more of them
 	// than the host has, everything takes many times as long.
@@ -51,6 +52,9 @@ func runAll(ctx context.Context, t *trial, args []string) error {
 	}
 	if *long {
 		pass = append(pass, "--long")
+	}
+	if *retry {
+		pass = append(pass, "--retry")
 	}
 	lanes, free, last := lanesOf(*serial, *long)
 	left := make(chan string, len(free))

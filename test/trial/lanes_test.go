@@ -13,7 +13,7 @@ func TestLinesOfSuites(t *testing.T) {
 	var out bytes.Buffer
 	l := &lineWriter{out: &out}
 	n, _ := l.copy(strings.NewReader("=== RUN   TestA\n--- PASS: TestA (0.1s)\n    --- FAIL: TestB/x (0s)\n--- FAIL: TestB (1s)\n--- SKIP: TestC (1s)\nend"), "node")
-	if n != (tally{1, 1, 1, 0}) {
+	if n != (tally{passed: 1, failed: 1, skipped: 1}) {
 		t.Errorf("counted %s", n)
 	}
 	if len(l.failed) != 2 || l.failed[1] != "node: --- FAIL: TestB (1s)" {

@@ -78,7 +78,7 @@ func TestSpecResult(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %+v", got)
 	}
-	if n := got.count(); n != (tally{1, 1, 2, 0}) {
+	if n := got.count(); n != (tally{passed: 1, failed: 1, skipped: 2}) {
 		t.Errorf("counted %s", n)
 	}
 }

@@ -55,6 +55,10 @@ func (t *trial) suiteOnce(ctx context.Context, name, suite string, options []str
 		out.line(suite, fmt.Sprintf("the result will not be remembered: %d tests could not be run", result.lacking))
 		return result, nil
 	}
+	if result.flaky > 0 {
+		out.line(suite, "the result will not be remembered: a test failed at first")
+		return result, nil
+	}
 	p := passed{suite, commit, start, time.Since(start).Seconds(), result.passed, result.skipped}
 	if err := t.rememberIf(ctx, before, name, key, p); err != nil {
 		out.line(suite, fmt.Sprintf("the result will not be remembered: %v", err))

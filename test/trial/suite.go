@@ -59,6 +59,7 @@ type suiteRun struct {
 	verbose bool
 	long    bool // all of what takes many minutes
 	limit   time.Duration
+	retry   bool // see tryAgain
 }
 
 func runTest(ctx context.Context, t *trial, args []string) error {
@@ -66,6 +67,7 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 	flags := t.flags("test")
 	flags.StringVar(&how.pattern, "run", "", "only the tests whose names match this regular expression")
 	flags.BoolVar(&how.verbose, "v", false, "show what passing tests print")
+	flags.BoolVar(&how.retry, "retry", false, fmt.Sprintf("try up to %d tests that failed once more, alone; FLAKY is who passes then", mostRetried))
 	flags.BoolVar(&how.long, "long", false, "do all of what takes many minutes: thousands of ends, of lines, of descriptors")
 	flags.DurationVar(&how.limit, "timeout", 0, fmt.Sprintf("end the tests after this long (default an hour, %s with --long)", longLimit))
 	flags.StringVar(&how.engine, "cri", "", "try the tests themselves on another engine, at this endpoint; implies --suite node")
@@ -234,11 +236,12 @@ func (t *trial) runSuite(ctx context.Context, v vm, suite string, how suiteRun) 
 		options = only + wholeSuite(list, suite)
 	}
 	result, err := t.runProgram(ctx, v, packageOf(suite), "", options, how)
+	result, err = t.tryAgain(ctx, v, packageOf(suite), result, err, how)
 	var told *remoteError
 	if err != nil && !errors.As(err, &told) {
-		return result, err
+		return result.tally, err
 	}
-	return result, t.sum(name, result, start, err)
+	return result.tally, t.sum(name, result.tally, start, err)
 }
 
 // wholeSuite are the options that choose all of a suite but what is left out.
@@ -252,9 +255,9 @@ func wholeSuite(list []unproved, suite string) string {
 }
 
 // streamTests runs a test program in the VM, shows its output and counts.
-func (v vm) streamTests(ctx context.Context, command string, verbose bool) (tally, error) {
+func (v vm) streamTests(ctx context.Context, command string, verbose bool) (outcome, error) {
 	r, w := io.Pipe()
-	done := make(chan tally, 1)
+	done := make(chan outcome, 1)
 	go func() { done <- follow(r, os.Stdout, verbose) }()
 	err := v.stream(ctx, command, nil, w, os.Stderr)
 	w.Close()
@@ -295,11 +298,16 @@ func (t *trial) leftOut(suite string) ([]unproved, error) {
 	return list, nil
 }
 
-// tally counts top-level tests. Of those that were skipped some lacked something.
-type tally struct{ passed, failed, skipped, lacking int }
+// tally counts top-level tests. Of those that were skipped some lacked something, and of
+// those that passed some had failed before.
+type tally struct{ passed, failed, skipped, lacking, flaky int }
 
 func (n tally) String() string {
-	return fmt.Sprintf("%d passed, %d failed, %d skipped", n.passed, n.failed, n.skipped)
+	text := fmt.Sprintf("%d passed, %d failed, %d skipped", n.passed, n.failed, n.skipped)
+	if n.flaky > 0 {
+		text += fmt.Sprintf(", %d FLAKY", n.flaky)
+	}
+	return text
 }
 
 func (n *tally) add(m tally) {
@@ -307,14 +315,15 @@ func (n *tally) add(m tally) {
 	n.failed += m.failed
 	n.skipped += m.skipped
 	n.lacking += m.lacking
+	n.flaky += m.flaky
 }
 
 func (n tally) total() int { return n.passed + n.failed + n.skipped }
 
 // follow copies the output of a test program run with -test.v. Unless verbose,
 // what a passing test prints is left out; failures and skips are shown whole.
-func follow(in io.Reader, out io.Writer, verbose bool) tally {
-	var n tally
+func follow(in io.Reader, out io.Writer, verbose bool) outcome {
+	var n outcome
 	var held []string
 	over := false // the test that ran last has passed; its parts follow
 	lines := bufio.NewReader(in)
@@ -323,6 +332,9 @@ func follow(in io.Reader, out io.Writer, verbose bool) tally {
 		if line != "" {
 			kind := verdict(line)
 			n.count(kind)
+			if kind == "FAIL" {
+				n.names = append(n.names, strings.Fields(line)[2])
+			}
 			if kind != "" {
 				over = kind == "PASS"
 			}
@@ -361,6 +373,9 @@ func verdict(line string) string {
 			return kind
 		}
 	}
+	if strings.HasPrefix(line, flakyMark) {
+		return "FLAKY"
+	}
 	if line == "PASS\n" || line == "FAIL\n" || strings.HasPrefix(line, "panic: ") {
 		return "end"
 	}
@@ -375,5 +390,8 @@ func (n *tally) count(kind string) {
 		n.failed++
 	case "SKIP":
 		n.skipped++
+	case "FLAKY": // it was counted twice
+		n.failed--
+		n.flaky++
 	}
 }

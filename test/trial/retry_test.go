@@ -1,0 +1,44 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+func TestWorthATry(t *testing.T) {
+	t.Parallel()
+	ended := func(code string) error { return &remoteError{exec.Command("sh", "-c", "exit "+code).Run()} }
+	for what, c := range map[string]struct {
+		names  []string
+		failed error
+		want   bool
+	}{
+		"one":                {[]string{"TestA"}, ended("1"), true},
+		"nothing failed":     {nil, nil, false},
+		"no test failed":     {nil, ended("1"), false},
+		"many":               {strings.Split("TestA TestB TestC TestD", " "), ended("1"), false},
+		"a panic behind it":  {[]string{"TestA"}, ended("2"), false},
+		"a connection broke": {[]string{"TestA"}, errors.New("broken"), false},
+	} {
+		if got := worthATry(outcome{names: c.names}, c.failed); got != c.want {
+			t.Errorf("%s: %v, want %v", what, got, c.want)
+		}
+	}
+}
+
+// Who passed the second time is counted once, and so that all can see it.
+func TestFlakyTestsAreCounted(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	l := &lineWriter{out: &out}
+	n, _ := l.copy(strings.NewReader("--- FAIL: TestA (1s)\n--- PASS: TestB (1s)\nFAIL\n--- PASS: TestA (1s)\nPASS\n"+flakyMark+"TestA failed, and passed when it was tried again alone\n"), "node")
+	if want := (tally{passed: 2, flaky: 1}); n != want || n.String() != "2 passed, 0 failed, 0 skipped, 1 FLAKY" {
+		t.Errorf("counted %+v, %s", n, n)
+	}
+	if len(l.failed) == 0 {
+		t.Error("what the failed try printed is not said again")
+	}
+}
