@@ -10,21 +10,26 @@ import (
 
 // logger writes to stderr. When that is the journal, every line begins with its
 // priority, as sd-daemon(3) says, and the journal knows the time.
-func logger(level string, stderr io.Writer) *slog.Logger {
+func logger(level slog.Leveler, stderr io.Writer) *slog.Logger {
+	if os.Getenv("JOURNAL_STREAM") == "" {
+		return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	}
+	return slog.New(newJournalHandler(level, stderr))
+}
+
+// setLevel takes a word of the configuration.
+func setLevel(level *slog.LevelVar, word string) {
 	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
+	if err := l.UnmarshalText([]byte(word)); err != nil {
 		l = slog.LevelInfo
 	}
-	if os.Getenv("JOURNAL_STREAM") == "" {
-		return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: l}))
-	}
-	return slog.New(newJournalHandler(l, stderr))
+	level.Set(l)
 }
 
 // journalHandler has a handler for each priority.
 type journalHandler struct{ by map[slog.Level]slog.Handler }
 
-func newJournalHandler(level slog.Level, w io.Writer) *journalHandler {
+func newJournalHandler(level slog.Leveler, w io.Writer) *journalHandler {
 	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
 			return slog.Attr{}

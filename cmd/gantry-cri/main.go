@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -64,16 +65,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		_, err := fmt.Fprintln(stdout, "gantry-cri", version)
 		return err
 	}
-	cfg, files, err := config.Load(*dir)
+	load := func() (config.Config, []string, error) { return loadWith(*dir, given) }
+	cfg, files, err := load()
 	if err != nil {
 		return err
-	}
-	for _, o := range cfg.Options() {
-		if s, ok := given[o.Key]; ok {
-			if err := o.Value.Set(s); err != nil {
-				return fmt.Errorf("--%s: %w", o.Flag(), err)
-			}
-		}
 	}
 	switch {
 	case *show:
@@ -83,7 +78,26 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		_, err := fmt.Fprintf(stdout, "the configuration is valid (%d files below %s)\n", len(files), *dir)
 		return err
 	}
-	return serve(ctx, cfg, files, logger(cfg.LogLevel, stderr))
+	level := &slog.LevelVar{}
+	setLevel(level, cfg.LogLevel)
+	return serve(ctx, cfg, files, load, level, logger(level, stderr))
+}
+
+// loadWith reads the configuration below a directory, and lays what was given on the
+// command line over it.
+func loadWith(dir string, given map[string]string) (config.Config, []string, error) {
+	cfg, files, err := config.Load(dir)
+	if err != nil {
+		return cfg, files, err
+	}
+	for _, o := range cfg.Options() {
+		if s, ok := given[o.Key]; ok {
+			if err := o.Value.Set(s); err != nil {
+				return cfg, files, fmt.Errorf("--%s: %w", o.Flag(), err)
+			}
+		}
+	}
+	return cfg, files, nil
 }
 
 // later checks a flag's value at once, but leaves it to be set when the files

@@ -26,7 +26,7 @@ import (
 // state to be loaded; after that they are told that it is not.
 const patience = 5 * time.Second
 
-func serve(ctx context.Context, cfg config.Config, files []string, log *slog.Logger) error {
+func serve(ctx context.Context, cfg config.Config, files []string, load loader, level *slog.LevelVar, log *slog.Logger) error {
 	began := time.Now()
 	criserver.LogTo(log)
 	options := node.FromConfig(cfg)
@@ -60,6 +60,12 @@ func serve(ctx context.Context, cfg config.Config, files []string, log *slog.Log
 		return err
 	}
 	defer s.Close()
+	again := &reloader{load: load, started: cfg, inForce: cfg, log: log, apply: func(c config.Config) {
+		setLevel(level, c.LogLevel)
+		s.SetSlow(c.CRISlow)
+		n.SetWeaker(node.FromConfig(c).Weaker)
+	}}
+	go again.onHangup(life, hangups())
 	defer serveMetrics(cfg.CRIMetrics, s.Metrics(), log)()
 	l, err := listen(cfg.CRISocket)
 	if err != nil {

@@ -126,6 +126,17 @@ type Option struct {
 // Flag is the option's name on a command line.
 func (o Option) Flag() string { return strings.ReplaceAll(o.Key, ".", "-") }
 
+// Differences are the keys for which two configurations have another value.
+func Differences(a, b Config) (keys []string) {
+	other := b.Options()
+	for i, o := range a.Options() {
+		if o.Value.String() != other[i].Value.String() {
+			keys = append(keys, o.Key)
+		}
+	}
+	return keys
+}
+
 // Load reads the configuration below a directory, and tells which files it read.
 func Load(dir string) (Config, []string, error) {
 	c := Default()

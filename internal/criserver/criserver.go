@@ -88,7 +88,8 @@ type Server struct {
 	stream *streamServer
 	check  *cri.Checker
 	active atomic.Int64
-	tidy   *time.Timer // gives memory back after things have changed
+	slow   atomic.Int64 // a time.Duration
+	tidy   *time.Timer  // gives memory back after things have changed
 	// closing is closed when no request may wait for something to happen any more.
 	closing   chan struct{}
 	closeOnce sync.Once
@@ -113,8 +114,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	cfg.StreamAddress = cmp.Or(cfg.StreamAddress, "127.0.0.1:0")
 	cfg.StreamIdle = cmp.Or(cfg.StreamIdle, 4*time.Hour)
-	cfg.Slow = cmp.Or(cfg.Slow, 10*time.Second)
 	s := &Server{cfg: cfg, log: cfg.Log, check: cri.NewChecker(), tidy: time.AfterFunc(tidyDelay, debug.FreeOSMemory), closing: make(chan struct{})}
+	s.SetSlow(cfg.Slow)
 	s.telemetry = newTelemetry(s)
 	stream, err := newStreamServer(cfg.Engine, cfg.StreamAddress, cfg.StreamIdle, cfg.Log)
 	if err != nil {
@@ -131,6 +132,9 @@ func New(cfg Config) (*Server, error) {
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{Server: s})
 	return s, nil
 }
+
+// SetSlow changes from when on a request is one that is logged, as Config.Slow.
+func (s *Server) SetSlow(d time.Duration) { s.slow.Store(int64(cmp.Or(d, 10*time.Second))) }
 
 // Serve answers requests until ctx ends, then lets those that run finish, for at
 // most grace, and closes the streaming sessions. The listener is closed, but a

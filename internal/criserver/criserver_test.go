@@ -350,10 +350,14 @@ func TestSandboxStatusAndLists(t *testing.T) {
 	b := newBench(t)
 	ctx := t.Context()
 	a, c := b.run(t, "a"), b.run(t, "c")
+	app := b.create(t, a, nil)
 	r, err := b.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: a, Verbose: true})
 	if err != nil || r.Status.Network.Ip != "10.0.0.2" || r.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY ||
 		r.Status.Linux.Namespaces.Options.Pid != runtimeapi.NamespaceMode_CONTAINER || len(r.Info) == 0 {
 		t.Errorf("got %v, %v", r, err)
+	}
+	if r.Timestamp == 0 || len(r.ContainersStatuses) != 1 || r.ContainersStatuses[0].Id != app {
+		t.Errorf("at %d the containers are %v, want %s", r.Timestamp, r.ContainersStatuses, app)
 	}
 	if _, err := b.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: a}); err != nil {
 		t.Fatal(err)

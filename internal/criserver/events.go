@@ -168,12 +168,16 @@ func progress(a pod.AppStatus) int {
 }
 
 func event(p pod.PodStatus, of pod.ID, kind runtimeapi.ContainerEventType) *runtimeapi.ContainerEventResponse {
-	ev := &runtimeapi.ContainerEventResponse{
+	return &runtimeapi.ContainerEventResponse{
 		ContainerId: string(of), ContainerEventType: kind, CreatedAt: time.Now().UnixNano(),
-		PodSandboxStatus: cri.FromPodStatus(p),
+		PodSandboxStatus: cri.FromPodStatus(p), ContainersStatuses: statuses(p),
 	}
+}
+
+// statuses are those of all containers of a pod.
+func statuses(p pod.PodStatus) (out []*runtimeapi.ContainerStatus) {
 	for _, a := range p.Apps {
-		ev.ContainersStatuses = append(ev.ContainersStatuses, cri.FromAppStatus(a))
+		out = append(out, cri.FromAppStatus(a))
 	}
-	return ev
+	return out
 }

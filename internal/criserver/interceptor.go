@@ -98,7 +98,7 @@ func (s *Server) admit(method string) error {
 func (s *Server) record(ctx context.Context, method string, req any, took time.Duration, err error) {
 	level, msg := slog.LevelDebug, "request"
 	switch c := code(err); {
-	case err == nil && took >= s.cfg.Slow:
+	case err == nil && took >= time.Duration(s.slow.Load()):
 		level, msg = slog.LevelInfo, "slow request"
 	case err == nil:
 	case c == codes.NotFound || c == codes.Unimplemented || c == codes.Canceled:

@@ -3,6 +3,7 @@ package criserver
 import (
 	"context"
 	"fmt"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -94,7 +95,10 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSa
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.PodSandboxStatusResponse{Status: cri.FromPodStatus(p)}
+	// The latter two are for a kubelet that goes by events: they are as of one moment.
+	resp := &runtimeapi.PodSandboxStatusResponse{
+		Status: cri.FromPodStatus(p), ContainersStatuses: statuses(p), Timestamp: time.Now().UnixNano(),
+	}
 	if r.Verbose {
 		resp.Info, err = cri.PodInfo(p)
 	}

@@ -53,6 +53,7 @@ func (e *Engine) createApp(ctx context.Context, podID pod.ID, spec AppSpec) (pod
 	began := time.Now()
 	app, secret, err := e.resolve(ctx, s.Pod, spec)
 	if err == nil {
+		app.Created = appCreated(s, spec.Name)
 		_, _, err = e.plan(s.Pod, app, secret, app.Resources, notYet)
 	}
 	if err != nil {
@@ -68,6 +69,17 @@ func (e *Engine) createApp(ctx context.Context, podID pod.ID, spec AppSpec) (pod
 		err = e.keepsImages(ctx, s.Pod, app)
 	}
 	return app.ID, errors.Join(err, lock.Unlock())
+}
+
+// appCreated is now, or later: of the apps of one name the last counts.
+func appCreated(s pod.PodStatus, name string) time.Time {
+	var same []time.Time
+	for _, a := range s.Apps {
+		if a.Name == name {
+			same = append(same, a.Created)
+		}
+	}
+	return laterThan(same)
 }
 
 // keepsImages is for an image that was removed after the app's was looked up and before

@@ -36,6 +36,10 @@ func (w Weaker) allows(p *pod.Pod) bool {
 	})
 }
 
+// SetWeaker changes which pods may be isolated less than the node's default. Those that
+// there are stay as they are.
+func (e *Engine) SetWeaker(w Weaker) { e.weaker.Store(&w) }
+
 // choose finds a pod's isolator: by its handler, by its annotations, or the node's
 // default, in this order. A pod never gets another one than it asked for.
 func (e *Engine) choose(p *pod.Pod) (isolator.Isolator, error) {
@@ -51,7 +55,7 @@ func (e *Engine) choose(p *pod.Pod) (isolator.Isolator, error) {
 		return nil, fmt.Errorf("isolator %q (%s): %w; this node has %s", name, by, pod.ErrNotFound, strings.Join(e.isolatorNames(), ", "))
 	}
 	usual := e.iso[e.cfg.Isolator]
-	if chosen.Features().Isolation < usual.Features().Isolation && !e.cfg.Weaker.allows(p) {
+	if chosen.Features().Isolation < usual.Features().Isolation && !e.weaker.Load().allows(p) {
 		return nil, fmt.Errorf("isolator %s (%s) isolates less than the node's default %s, and for pod %s/%s that is %w; the operator allows it by isolator.weaker-namespaces or isolator.weaker-labels",
 			name, by, usual.Name(), p.Namespace, p.Name, pod.ErrForbidden)
 	}

@@ -102,6 +102,22 @@ func TestChooseWeaker(t *testing.T) {
 	}
 }
 
+// TestWeakerChanges: the operator's word counts from the moment it is given.
+func TestWeakerChanges(t *testing.T) {
+	t.Parallel()
+	e := choosing(t, "oci", Weaker{})
+	p := &pod.Pod{Handler: "fly", Namespace: "system"}
+	for _, c := range []struct {
+		weaker Weaker
+		ok     bool
+	}{{Weaker{}, false}, {Weaker{Namespaces: []string{"system"}}, true}, {Weaker{}, false}} {
+		e.SetWeaker(c.weaker)
+		if _, err := e.choose(p); (err == nil) != c.ok {
+			t.Errorf("with %+v: %v", c.weaker, err)
+		}
+	}
+}
+
 // TestShareHost: a record says what a pod gets, not what it asked for.
 func TestShareHost(t *testing.T) {
 	t.Parallel()

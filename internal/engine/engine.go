@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gantry/internal/image"
@@ -88,6 +89,8 @@ type Engine struct {
 	iso    map[string]isolator.Isolator
 	bootID string
 
+	weaker atomic.Pointer[Weaker]
+
 	view   view
 	images imageCache
 	exits  exitWatch
@@ -131,6 +134,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	}
 	e.life, e.end = context.WithCancel(context.WithoutCancel(ctx))
 	e.usage = newUsage(e.life)
+	e.weaker.Store(&cfg.Weaker)
 	e.joins.log = e.log
 	e.paths.helper, e.paths.limit = cfg.HostPathHelper, hostPathLimit
 	e.view.entries = map[pod.ID]*entry{}

@@ -543,3 +543,43 @@ func TestUnreadablePod(t *testing.T) {
 		}
 	}
 }
+
+// TestClockSetBack: what is made later was created later, whatever the clock says.
+// Kubelet takes the last one for the one that counts.
+func TestClockSetBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, nil)
+	ctx := t.Context()
+	spec := hostPod("clock")
+	first, err := b.CreatePod(ctx, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, err := b.CreateApp(ctx, first.ID, AppSpec{Name: "app", Image: b.image, Command: []string{"app"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The records are as if they had been made before the clock was set back.
+	ahead := time.Now().Add(time.Hour).Round(0)
+	for path, change := range map[string]func() any{
+		"pod.json":                             func() any { first.Created = ahead; return first },
+		"apps/" + string(app.ID) + "/app.json": func() any { app.Created = ahead; return app },
+	} {
+		b.put(filepath.Join(b.cfg.Root, "pods", string(first.ID), path), change())
+	}
+	again, err := New(ctx, b.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { again.Close() })
+	next := spec
+	next.Attempt++
+	second, err := again.CreatePod(ctx, next)
+	if err != nil || !second.Created.After(ahead) {
+		t.Errorf("the second pod was created at %s, the first at %s: %v", second.Created, ahead, err)
+	}
+	retried, err := again.CreateApp(ctx, first.ID, AppSpec{Name: "app", Attempt: 1, Image: b.image, Command: []string{"app"}})
+	if err != nil || !retried.Created.After(ahead) {
+		t.Errorf("the second app was created at %s, the first at %s: %v", retried.Created, ahead, err)
+	}
+}

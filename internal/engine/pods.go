@@ -45,7 +45,8 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 	if err != nil {
 		return "", err
 	}
-	p.ID, p.Created, p.Isolator = e.newPodID(), time.Now(), iso.Name()
+	p.ID, p.Isolator = e.newPodID(), iso.Name()
+	p.Created = e.podCreated(&p)
 	e.shareHost(&p, &p.Namespaces)
 	if p.Slice, err = sliceOf(&p); err != nil {
 		return "", err
@@ -72,6 +73,31 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 	}
 	err = errors.Join(err, e.reloadPod(p.ID, whole))
 	return p.ID, errors.Join(err, m.lock.Unlock())
+}
+
+// podCreated is now, or later: kubelet takes the pod that was created last for the one
+// that counts, and clocks are set back.
+func (e *Engine) podCreated(p *pod.Pod) time.Time {
+	e.view.mu.RLock()
+	defer e.view.mu.RUnlock()
+	var same []time.Time
+	for _, t := range e.view.entries {
+		if q := t.pod; q.Owner == p.Owner && q.Name == p.Name && q.Namespace == p.Namespace {
+			same = append(same, q.Created)
+		}
+	}
+	return laterThan(same)
+}
+
+// laterThan is now, but later than all of some times.
+func laterThan(times []time.Time) time.Time {
+	now := time.Now()
+	for _, t := range times {
+		if !now.After(t) {
+			now = t.Add(1)
+		}
+	}
+	return now
 }
 
 // newPodID makes an ID with an SELinux level of its own.
