@@ -717,6 +717,7 @@ func TestErrorsBecomeCodes(t *testing.T) {
 		{fmt.Errorf("a: %w", pod.ErrState), codes.FailedPrecondition},
 		{fmt.Errorf("a: %w", pod.ErrUnsupported), codes.Unimplemented},
 		{fmt.Errorf("a: %w", pod.ErrUnavailable), codes.Unavailable},
+		{fmt.Errorf("a: %w", pod.ErrExhausted), codes.ResourceExhausted},
 		{fmt.Errorf("a: %w: b", pod.ErrInternal), codes.Internal},
 		{fmt.Errorf("a: %w", pod.ErrNotOwner), codes.PermissionDenied},
 		{fmt.Errorf("a: %w", context.DeadlineExceeded), codes.DeadlineExceeded},

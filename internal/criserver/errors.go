@@ -28,6 +28,7 @@ func code(err error) codes.Code {
 		{pod.ErrState, codes.FailedPrecondition},
 		{pod.ErrUnsupported, codes.Unimplemented},
 		{pod.ErrUnavailable, codes.Unavailable},
+		{pod.ErrExhausted, codes.ResourceExhausted},
 		{pod.ErrNotOwner, codes.PermissionDenied},
 		{pod.ErrForbidden, codes.PermissionDenied},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},

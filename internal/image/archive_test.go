@@ -372,7 +372,7 @@ func TestMemoryOfAllImages(t *testing.T) {
 	if err := one.take(maxMemory); err != nil {
 		t.Fatal(err)
 	}
-	if err := two.take(maxMemory); !errors.Is(err, pod.ErrUnavailable) || errors.Is(err, errRefused) {
+	if err := two.take(maxMemory); !errors.Is(err, pod.ErrExhausted) || errors.Is(err, errRefused) {
 		t.Errorf("two images of %d bytes: %v", maxMemory, err)
 	}
 	one.close()

@@ -110,7 +110,7 @@ func (b *budget) take(bytes int64) error {
 		return fmt.Errorf("the image's files, names and attributes would take more than %d bytes of memory: %w", b.ledger.maxMemory, errRefused)
 	}
 	if left < 0 && bytes > 0 {
-		return fmt.Errorf("the images under way take too much memory together, try again when some are done: %w", pod.ErrUnavailable)
+		return fmt.Errorf("the images under way take too much memory together, try again when some are done: %w", pod.ErrExhausted)
 	}
 	return nil
 }

@@ -290,7 +290,7 @@ func kind(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
-	case errors.Is(err, pod.ErrInvalid), errors.Is(err, pod.ErrNotFound), errors.Is(err, pod.ErrUnsupported), errors.Is(err, pod.ErrUnavailable):
+	case errors.Is(err, pod.ErrInvalid), errors.Is(err, pod.ErrNotFound), errors.Is(err, pod.ErrUnsupported), errors.Is(err, pod.ErrUnavailable), errors.Is(err, pod.ErrExhausted):
 		return err
 	case errors.As(err, &unauthorized):
 		return fmt.Errorf("%w: %w", err, ErrUnauthorized)
