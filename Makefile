@@ -71,7 +71,7 @@ test-node-e2e: export GANTRY_VM_MEM ?= 8192
 .PHONY: test-node-e2e
 test-node-e2e: ## Kubernetes' node suite in a VM (FOCUS= SKIP= regexps, PROCS=n, RECORD=1: keep the results, MISSING=1: what is not kept as passed, ENGINE=containerd)
 	$(TRIAL) deps
-	$(TRIAL) --name node-e2e node-e2e $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(PROCS),--procs $(PROCS)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(RECORD),--record) $(if $(WITHIN),--within $(WITHIN)) $(if $(MISSING),--missing) $(if $(AGAIN),--again)
+	$(TRIAL) --name node-e2e node-e2e $(if $(FOCUS),--focus '$(FOCUS)') $(if $(filter undefined,$(origin SKIP)),,--skip '$(SKIP)') $(if $(PROCS),--procs $(PROCS)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(RECORD),--record) $(if $(WITHIN),--within $(WITHIN)) $(if $(MISSING),--missing) $(if $(AGAIN),--again)
 
 # Two suites run side by side, in a VM each; an emulated processor needs one of the host's.
 test-vm: export GANTRY_VM_CPUS ?= $(shell [ "$$(nproc)" -ge 4 ] && echo 2 || echo 1)

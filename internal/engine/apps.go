@@ -227,6 +227,14 @@ func (s *stops) end(id pod.ID) {
 // StopApp sends the app its stop signal and kills it after grace. Each call keeps
 // its own grace, so of two that overlap the shorter one wins.
 func (e *Engine) StopApp(ctx context.Context, id pod.ID, grace time.Duration) error {
+	began := time.Now()
+	if err := e.stopApp(ctx, id, grace); err != nil {
+		return fmt.Errorf("stop app %s: %w (after %s)", id, err, round(time.Since(began)))
+	}
+	return nil
+}
+
+func (e *Engine) stopApp(ctx context.Context, id pod.ID, grace time.Duration) error {
 	s, err := e.App(id)
 	if errors.Is(err, pod.ErrNotFound) {
 		return nil

@@ -221,8 +221,10 @@ This page is written by the program that runs it, from [%s](../%s); what was run
 
 `+"```"+`
 make test-node-e2e                          # the default lane: [NodeConformance], but [Serial], [Slow] and [Flaky]
-make test-node-e2e FOCUS='AppArmor'         # some specs; SKIP= leaves some out
+make test-node-e2e FOCUS='AppArmor'         # some specs; SKIP='…' leaves some out, SKIP= none
 make test-node-e2e RECORD=1                 # and put the results here
+make test-node-e2e RECORD=1 MISSING=1 WITHIN=2h FOCUS='\[Serial\].*NodeConformance|NodeConformance.*\[Serial\]' SKIP='\[Flaky\]' PROCS=1
+make test-node-e2e RECORD=1 MISSING=1 WITHIN=2h FOCUS='\[Slow\].*NodeConformance|NodeConformance.*\[Slow\]' SKIP='\[Flaky\]|\[Serial\]'
 `+"```"+`
 
 A run that was cut off goes on where it was. %d specs passed, %d failed, %d were skipped, %d were not run.
@@ -242,7 +244,7 @@ A run that was cut off goes on where it was. %d specs passed, %d failed, %d were
 	b.WriteString("\n## Not passed\n\n| spec | | reason |\n|---|---|---|\n")
 	for _, r := range rs {
 		if r.State != "passed" {
-			fmt.Fprintf(&b, "| %s | %s | %s |\n", cell(r.Spec), r.State, cell(r.Reason))
+			fmt.Fprintf(&b, "| %s | %s | %s |\n", cell(r.Spec), r.State, cell(r.why()))
 		}
 	}
 	b.WriteString("\n## Passed\n\n| group | specs |\n|---|---|\n")
@@ -261,6 +263,14 @@ A run that was cut off goes on where it was. %d specs passed, %d failed, %d were
 		fmt.Fprintf(&b, "| %s | %d |\n", cell(name), groups[name])
 	}
 	return b.String()
+}
+
+// why a spec has not passed.
+func (r specResult) why() string {
+	if r.Reason == "" && r.State == notRun {
+		return "its group, lane " + laneOf(r.Spec) + ", was not run yet"
+	}
+	return r.Reason
 }
 
 func lanesOfSuite() []string { return []string{"default", "Serial", "Slow", "Flaky", "other"} }
