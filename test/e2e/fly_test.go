@@ -252,6 +252,7 @@ func TestFlyKeepsTheCgroupOptions(t *testing.T) {
 	guard(t)
 	n := openNode(t)
 	pull(t, n, busybox)
+	sh(t, "mount -o remount,nsdelegate,memory_recursiveprot /sys/fs/cgroup") // as systemd does
 	options := func() string { return sh(t, "findmnt -n -o FS-OPTIONS /sys/fs/cgroup") }
 	before := options()
 	for _, isolated := range []podOption{inFly, inOCI} {

@@ -10,6 +10,7 @@ import (
 	"gantry/internal/initproc"
 	"gantry/internal/isolator"
 	"gantry/internal/isolator/recipe"
+	"gantry/internal/pod"
 )
 
 // mounts are config.json's, and the parts of images that gantry-init has to mount for
@@ -58,9 +59,13 @@ func mount(m recipe.Mount) specs.Mount {
 }
 
 func kernelMounts(in isolator.App) []recipe.Mount {
-	access := "ro"
+	access, plain := "ro", []string{"nosuid", "noexec", "nodev"}
+	cgroup := recipe.Mount{Target: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: append(plain, "relatime", "ro")}
 	if in.App.Security.Privileged {
 		access = "rw"
+		// It sees the host's cgroups: to mount them anew, from the host's namespace, would
+		// take options of the host's own mount away.
+		cgroup = recipe.Mount{Target: "/sys/fs/cgroup", Source: "/sys/fs/cgroup", Propagation: pod.PropagationPrivate, Options: plain}
 	}
 	pts := []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}
 	if u := in.Pod.Namespaces.User; u == nil || recipe.Mapped(u.GIDs, ttyGroup) {
@@ -72,10 +77,7 @@ func kernelMounts(in isolator.App) []recipe.Mount {
 		{Target: "/dev/pts", Type: "devpts", Source: "devpts", Options: pts},
 		{Target: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Target: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
-		{
-			Target: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
-			Options: []string{"nosuid", "noexec", "nodev", "relatime", access},
-		},
+		cgroup,
 	}
 }
 
