@@ -141,21 +141,26 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	return newTracedBench(t, nil)
+	return newBenchWith(t, func(*Config) {})
 }
 
 func newTracedBench(t *testing.T, tracer trace.TracerProvider) *bench {
 	t.Helper()
+	return newBenchWith(t, func(c *Config) { c.Tracer = tracer })
+}
+
+func newBenchWith(t *testing.T, change func(*Config)) *bench {
+	t.Helper()
 	b := &bench{engine: &enginetest.Fake{}, images: &imagesFake{}, network: &networkFake{}, log: &syncBuffer{}, stopped: make(chan error, 1)}
 	var err error
-	b.server, err = New(Config{
+	cfg := Config{
 		Engine: b.engine, Images: b.images, Network: b.network, Version: "1.2.3", MountOptions: true,
 		Handlers: []Handler{{Name: "oci", RecursiveReadOnly: true, UserNamespaces: true}, {Name: "fly"}},
 		Slow:     50 * time.Millisecond,
-		Tracer:   tracer,
 		Log:      slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
-	if err != nil {
+	}
+	change(&cfg)
+	if b.server, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
 	l := bufconn.Listen(1 << 20)
