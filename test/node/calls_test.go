@@ -1,0 +1,128 @@
+//go:build e2e
+
+package node
+
+import (
+	"errors"
+	"io"
+	"slices"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestNodeCalls: what a node is asked about itself, and told.
+func TestNodeCalls(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	ctx := t.Context()
+	version, err := e.Version(ctx, &cri.VersionRequest{})
+	if err != nil || version.RuntimeApiVersion != "v1" || version.RuntimeName == "" || version.RuntimeVersion == "" {
+		t.Errorf("version: %v, %v", version, err)
+	}
+	s, err := e.Status(ctx, &cri.StatusRequest{Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"RuntimeReady", "NetworkReady"} {
+		if !slices.ContainsFunc(s.Status.Conditions, func(c *cri.RuntimeCondition) bool { return c.Type == kind && c.Status }) {
+			t.Errorf("%s is not true: %v", kind, s.Status.Conditions)
+		}
+	}
+	if !slices.ContainsFunc(s.RuntimeHandlers, func(h *cri.RuntimeHandler) bool { return h.Name == "" }) {
+		t.Errorf("the default handler is not among %v", s.RuntimeHandlers)
+	}
+	if len(s.Info) == 0 {
+		t.Error("nothing was said, though all was asked for")
+	}
+	config, err := e.RuntimeConfig(ctx, &cri.RuntimeConfigRequest{})
+	if err != nil || config.GetLinux().GetCgroupDriver() != cri.CgroupDriver_SYSTEMD {
+		t.Errorf("configuration: %v, %v", config, err)
+	}
+	update := &cri.UpdateRuntimeConfigRequest{RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: "10.88.0.0/16"}}}
+	if _, err := e.UpdateRuntimeConfig(ctx, update); err != nil {
+		t.Errorf("the node's range of addresses: %v", err)
+	}
+	disk, err := e.images.ImageFsInfo(ctx, &cri.ImageFsInfoRequest{})
+	if err != nil || len(disk.ImageFilesystems) == 0 || disk.ImageFilesystems[0].FsId.GetMountpoint() == "" || disk.ImageFilesystems[0].Timestamp == 0 {
+		t.Errorf("the images' file system: %v, %v", disk, err)
+	}
+}
+
+// TestImageNamesAreOne: kubelet keeps images by what a pull returned, and removes what no
+// container names.
+func TestImageNamesAreOne(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	ref := e.pull(t, busybox)
+	p := e.run(t, onHost(e.podConfig(t, "names")))
+	c := p.runScript(t, "app", "sleep 1000000")
+	got, err := e.images.ImageStatus(t.Context(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: busybox}})
+	if err != nil || got.Image == nil {
+		t.Fatalf("the image: %v, %v", got, err)
+	}
+	all, err := e.images.ListImages(t.Context(), &cri.ListImagesRequest{})
+	if err != nil || !slices.ContainsFunc(all.Images, func(i *cri.Image) bool { return i.Id == got.Image.Id }) {
+		t.Errorf("image %s is not among %v, %v", got.Image.Id, all, err)
+	}
+	one, err := e.images.ListImages(t.Context(), &cri.ListImagesRequest{Filter: &cri.ImageFilter{Image: &cri.ImageSpec{Image: busybox}}})
+	if err != nil || len(one.Images) != 1 || one.Images[0].Id != got.Image.Id {
+		t.Errorf("the images of that name are %v, %v", one, err)
+	}
+	s := c.status(t)
+	if s.ImageId != got.Image.Id {
+		t.Errorf("the container's image is %q, and the image %q", s.ImageId, got.Image.Id)
+	}
+	if ours() && (ref != got.Image.Id || s.ImageRef != got.Image.Id) {
+		t.Errorf("the pull returned %q, the container names %q, the image is %q", ref, s.ImageRef, got.Image.Id)
+	}
+}
+
+// TestStreamsAreTheLists: what comes in pieces is what comes in one.
+func TestStreamsAreTheLists(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	p := e.run(t, onHost(e.podConfig(t, "streams")))
+	c := p.runScript(t, "app", "sleep 1000000")
+	ctx := t.Context()
+	pods, err := e.StreamPodSandboxes(ctx, &cri.StreamPodSandboxesRequest{})
+	streamed(t, "pods", p.id, pods, err, (*cri.StreamPodSandboxesResponse).GetPodSandboxes, (*cri.PodSandbox).GetId)
+	containers, err := e.StreamContainers(ctx, &cri.StreamContainersRequest{})
+	streamed(t, "containers", c.id, containers, err, (*cri.StreamContainersResponse).GetContainers, (*cri.Container).GetId)
+	stats, err := e.StreamContainerStats(ctx, &cri.StreamContainerStatsRequest{})
+	streamed(t, "statistics of containers", c.id, stats, err, (*cri.StreamContainerStatsResponse).GetContainerStats,
+		func(s *cri.ContainerStats) string { return s.GetAttributes().GetId() })
+	podStats, err := e.StreamPodSandboxStats(ctx, &cri.StreamPodSandboxStatsRequest{})
+	streamed(t, "statistics of pods", p.id, podStats, err, (*cri.StreamPodSandboxStatsResponse).GetPodSandboxStats,
+		func(s *cri.PodSandboxStats) string { return s.GetAttributes().GetId() })
+	metrics, err := e.StreamPodSandboxMetrics(ctx, &cri.StreamPodSandboxMetricsRequest{})
+	streamed(t, "metrics", p.id, metrics, err, (*cri.StreamPodSandboxMetricsResponse).GetPodSandboxMetrics, (*cri.PodSandboxMetrics).GetPodSandboxId)
+	image := c.status(t).ImageId
+	images, err := e.images.StreamImages(ctx, &cri.StreamImagesRequest{})
+	streamed(t, "images", image, images, err, (*cri.StreamImagesResponse).GetImages, (*cri.Image).GetId)
+}
+
+// streamed looks for an item in a streamed list. The peers do not have all of them yet.
+func streamed[R, I any](t *testing.T, what, want string, in grpc.ServerStreamingClient[R], err error, items func(*R) []I, id func(I) string) {
+	t.Helper()
+	for err == nil {
+		var piece *R
+		if piece, err = in.Recv(); err != nil {
+			break
+		}
+		if slices.ContainsFunc(items(piece), func(i I) bool { return id(i) == want }) {
+			return
+		}
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		t.Errorf("%s: %s is not among them", what, want)
+	case !ours() && status.Code(err) == codes.Unimplemented:
+		t.Logf("%s: %v", what, err)
+	default:
+		t.Errorf("%s: %v", what, err)
+	}
+}
