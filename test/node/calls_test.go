@@ -76,8 +76,8 @@ func TestImageNamesAreOne(t *testing.T) {
 	if s.ImageId != got.Image.Id {
 		t.Errorf("the container's image is %q, and the image %q", s.ImageId, got.Image.Id)
 	}
-	if ours() && (ref != got.Image.Id || s.ImageRef != got.Image.Id) {
-		t.Errorf("the pull returned %q, the container names %q, the image is %q", ref, s.ImageRef, got.Image.Id)
+	if ref != got.Image.Id {
+		t.Errorf("the pull returned %q, and the image is %q", ref, got.Image.Id)
 	}
 }
 
