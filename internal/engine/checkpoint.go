@@ -112,7 +112,8 @@ func (c *checkpoint) dump(ctx context.Context, limit time.Duration) (out error) 
 	}
 	err = c.e.cfg.Systemd.Launch(ctx, u)
 	defer func() {
-		if out != nil { // what was to thaw it may have been killed
+		// What was to thaw it may have been killed. Another checkpoint's freeze is its own.
+		if out != nil && !errors.Is(err, systemd.ErrUnitExists) {
 			out = errors.Join(out, c.e.thaw(cgroup))
 		}
 	}()

@@ -422,6 +422,23 @@ func TestMirror(t *testing.T) {
 	}
 }
 
+// TestRegistriesAreReadAgain: what the operator writes counts for the next pull.
+func TestRegistriesAreReadAgain(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	r.push(t, "mirror/app:1", imageWith(t, v1.Config{}, gzLayer(t, entry{name: "f", data: "x"})))
+	s := newStore(t, nil, r)
+	const ref = "127.0.0.1:1/app:1"
+	if _, err := s.Pull(t.Context(), ref, PullOptions{}); !errors.Is(err, pod.ErrUnavailable) {
+		t.Fatalf("nobody is there: %v", err)
+	}
+	write(t, filepath.Join(s.cfg.RegistriesConfDir, "later.conf"),
+		fmt.Sprintf("[[registry]]\nprefix = \"127.0.0.1:1\"\nlocation = \"%s/mirror\"\ninsecure = true\n", r.host))
+	if _, err := s.Pull(t.Context(), ref, PullOptions{}); err != nil {
+		t.Errorf("with another place for it: %v", err)
+	}
+}
+
 // TestTokenIsNotForMirrors: a token is for the registry that it was given for. A
 // mirror gives out its own.
 func TestTokenIsNotForMirrors(t *testing.T) {

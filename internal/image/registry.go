@@ -21,6 +21,7 @@ import (
 	"go.podman.io/image/v5/docker/reference"
 	ociimage "go.podman.io/image/v5/image"
 	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/pkg/sysregistriesv2"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 
@@ -38,6 +39,8 @@ const userAgent = "gantry"
 
 // system is what the library must know for one pull.
 func (s *Store) system(named reference.Named, o PullOptions) (*types.SystemContext, error) {
+	// The library reads registries.conf once and for all: a server would never see a change.
+	sysregistriesv2.InvalidateCache()
 	sys := &types.SystemContext{
 		SystemRegistriesConfPath:    s.cfg.RegistriesConf,
 		SystemRegistriesConfDirPath: s.cfg.RegistriesConfDir,

@@ -365,13 +365,19 @@ func (r rootfs) device(d Device) error {
 	return unix.Fchownat(dir, name, int(d.UID), int(d.GID), unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// mask hides a file behind an empty one and a directory behind an empty one.
-func (r rootfs) mask(p string) error {
+// existing opens what is at p, -1 if nothing is.
+func (r rootfs) existing(p string) (int, error) {
 	fd, err := r.open(p)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return nil
+		return -1, nil
 	}
-	if err != nil {
+	return fd, err
+}
+
+// mask hides a file behind an empty one and a directory behind an empty one.
+func (r rootfs) mask(p string) error {
+	fd, err := r.existing(p)
+	if err != nil || fd < 0 {
 		return err
 	}
 	defer unix.Close(fd)
@@ -388,11 +394,8 @@ func (r rootfs) mask(p string) error {
 
 // readOnly mounts what is at p, with all below, on itself.
 func (r rootfs) readOnly(p string) error {
-	fd, err := r.open(p)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return nil
-	}
-	if err != nil {
+	fd, err := r.existing(p)
+	if err != nil || fd < 0 {
 		return err
 	}
 	defer unix.Close(fd)

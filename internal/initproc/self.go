@@ -90,11 +90,11 @@ func runSelf(s Start, dir string) error {
 
 // protectProgram executes us again from a mount that nobody can write to, unless we are:
 // an app can have /proc/self/exe executed instead of itself, and a root without
-// capabilities could write to the host's file then.
+// capabilities, or a user with some, could write to the host's file then.
 func protectProgram(p Process) error {
 	const self = "/proc/self/exe"
 	var fs unix.Statfs_t
-	if err := unix.Statfs(self, &fs); err != nil || p.UID != 0 || fs.Flags&unix.ST_RDONLY != 0 {
+	if err := unix.Statfs(self, &fs); err != nil || p.UID != 0 && len(p.Ambient) == 0 || fs.Flags&unix.ST_RDONLY != 0 {
 		return err
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, self, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)

@@ -20,9 +20,10 @@ const (
 	flakyMark = "FLAKY: "
 )
 
-// outcome is a tally, and who failed.
+// outcome is a tally, how many tests were begun, and who failed.
 type outcome struct {
 	tally
+	begun int
 	names []string
 }
 
@@ -52,11 +53,13 @@ func (t *trial) tryAgain(ctx context.Context, v vm, suite string, first outcome,
 	return first, nil
 }
 
-// worthATry tells whether all tests were run, and few failed.
+// worthATry tells whether all tests were run, few failed, and no verdict was lost: what a
+// test prints without an end of line swallows one, and that test would not be tried again.
 func worthATry(first outcome, failed error) bool {
 	const testsFailed = 1 // a panic, which keeps others from being run, has another code
 	var exit *exec.ExitError
-	return errors.As(failed, &exit) && exit.ExitCode() == testsFailed && len(first.names) > 0 && len(first.names) <= mostRetried
+	whole := first.begun == first.total() && errors.As(failed, &exit) && exit.ExitCode() == testsFailed
+	return whole && len(first.names) > 0 && len(first.names) <= mostRetried
 }
 
 // onlyTests is the pattern of some tests.

@@ -332,6 +332,9 @@ func follow(in io.Reader, out io.Writer, verbose bool) outcome {
 		if line != "" {
 			kind := verdict(line)
 			n.count(kind)
+			if kind == "start" {
+				n.begun++
+			}
 			if kind == "FAIL" {
 				n.names = append(n.names, strings.Fields(line)[2])
 			}

@@ -23,7 +23,7 @@ func TestFollow(t *testing.T) {
 	t.Parallel()
 	var out strings.Builder
 	got := follow(strings.NewReader(suiteOutput), &out, false)
-	if want := (tally{passed: 1, failed: 1, skipped: 1}); got.tally != want || len(got.names) != 1 || got.names[0] != "TestBad" {
+	if want := (tally{passed: 1, failed: 1, skipped: 1}); got.tally != want || got.begun != want.total() || len(got.names) != 1 || got.names[0] != "TestBad" {
 		t.Errorf("counted %+v, want %+v", got, want)
 	}
 	for _, want := range []string{"it broke", "no kvm", "--- PASS: TestGood"} {
