@@ -22,14 +22,16 @@ func (e *Engine) resolveCDI(ctx context.Context, p *pod.Pod, a *pod.App, names [
 	if err := addCDIDevices(a, edits.Devices); err != nil {
 		return nil, fmt.Errorf("CDI: %w", err)
 	}
-	mounts, err := e.resolveMounts(ctx, edits.Mounts)
+	if u := p.Namespaces.User; u != nil {
+		for i := range edits.Mounts {
+			edits.Mounts[i].UIDs, edits.Mounts[i].GIDs = u.UIDs, u.GIDs
+		}
+	}
+	mounts, err := e.resolveMounts(ctx, p, edits.Mounts)
 	if err != nil {
 		return nil, fmt.Errorf("CDI: %w", err)
 	}
 	for _, m := range mounts {
-		if u := p.Namespaces.User; u != nil {
-			m.UIDs, m.GIDs = u.UIDs, u.GIDs
-		}
 		a.Mounts = append(slices.DeleteFunc(a.Mounts, func(o pod.Mount) bool { return o.Path == m.Path }), m)
 	}
 	for _, g := range edits.Groups {

@@ -117,7 +117,7 @@ func (c *checkpoint) dump(ctx context.Context, limit time.Duration) (out error) 
 			out = errors.Join(out, c.e.thaw(cgroup))
 		}
 	}()
-	if ctx.Err() != nil { // its end thaws the app
+	if ctx.Err() != nil && !errors.Is(err, systemd.ErrUnitExists) { // its end thaws the app
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opTime)
 		defer cancel()
 		return errors.Join(ctx.Err(), c.e.cfg.Systemd.Stop(stopCtx, u.Name))

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gantry/internal/initproc"
+	"gantry/internal/namespace"
 	"gantry/internal/pod"
 )
 
@@ -35,49 +36,60 @@ type hostPaths struct {
 	limit  time.Duration
 
 	mu    sync.Mutex
-	asked map[string]*hostPathQuestion
+	asked map[hostPath]*hostPathQuestion
+}
+
+// hostPath is what is asked for: a path and, if a mount of it is to be ID-mapped, the
+// user namespace that it is tried with.
+type hostPath struct{ path, userns string }
+
+// foundPath is the absolute path without symbolic links, and why a mount of it cannot be
+// ID-mapped.
+type foundPath struct {
+	real    string
+	noIDMap syscall.Errno
 }
 
 type hostPathQuestion struct {
 	since time.Time
-	done  chan struct{} // closed when path and err are there
-	path  string
+	done  chan struct{} // closed when found and err are there
+	found foundPath
 	err   error
 }
 
-// find returns the absolute path without symbolic links, which has to exist.
-func (h *hostPaths) find(ctx context.Context, path string) (string, error) {
-	if !filepath.IsAbs(path) {
-		return "", fmt.Errorf("want an absolute path: %w", pod.ErrInvalid)
+// find looks up a path, which has to exist.
+func (h *hostPaths) find(ctx context.Context, path hostPath) (foundPath, error) {
+	if !filepath.IsAbs(path.path) {
+		return foundPath{}, fmt.Errorf("want an absolute path: %w", pod.ErrInvalid)
 	}
-	real, err := h.look(ctx, path)
-	if err == nil && !utf8.ValidString(real) {
-		err = fmt.Errorf("it is %q, and not UTF-8: %w", real, pod.ErrInvalid)
+	found, err := h.look(ctx, path)
+	if err == nil && !utf8.ValidString(found.real) {
+		err = fmt.Errorf("it is %q, and not UTF-8: %w", found.real, pod.ErrInvalid)
 	}
-	return real, err
+	return found, err
 }
 
-func (h *hostPaths) look(ctx context.Context, path string) (string, error) {
+func (h *hostPaths) look(ctx context.Context, path hostPath) (foundPath, error) {
 	if h.helper == "" {
-		real, err := filepath.EvalSymlinks(path)
-		return real, wrongPath(err)
+		real, err := filepath.EvalSymlinks(path.path)
+		return foundPath{real: real}, wrongPath(err)
 	}
-	if real, ok := cachedPath(path); ok {
-		return real, nil
+	if found, ok := cachedPath(path); ok {
+		return found, nil
 	}
 	q, err := h.ask(ctx, path)
 	if err != nil {
-		return "", err
+		return foundPath{}, err
 	}
 	left := time.NewTimer(h.limit - time.Since(q.since))
 	defer left.Stop()
 	select {
 	case <-q.done:
-		return q.path, q.err
+		return q.found, q.err
 	case <-ctx.Done():
-		return "", context.Cause(ctx)
+		return foundPath{}, context.Cause(ctx)
 	case <-left.C:
-		return "", fmt.Errorf("its file system has not answered for %s; is it a mount whose server is gone? %w",
+		return foundPath{}, fmt.Errorf("its file system has not answered for %s; is it a mount whose server is gone? %w",
 			round(time.Since(q.since)), context.DeadlineExceeded)
 	}
 }
@@ -94,25 +106,29 @@ func wrongPath(err error) error {
 const resolveCached = 0x20
 
 // cachedPath looks a path up in the kernel's caches alone, which never waits.
-func cachedPath(path string) (string, bool) {
-	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{
+func cachedPath(path hostPath) (found foundPath, ok bool) {
+	fd, err := unix.Openat2(unix.AT_FDCWD, path.path, &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolveCached,
 	})
 	if err != nil {
-		return "", false
+		return foundPath{}, false
 	}
 	defer unix.Close(fd)
 	name := make([]byte, unix.PathMax)
 	n, err := unix.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd), name)
 	real := string(name[:max(n, 0)])
 	// What was removed just now has no path, and the kernel says so in its name.
-	ok := err == nil && n < len(name) && strings.HasPrefix(real, "/") && !strings.HasSuffix(real, " (deleted)")
-	return real, ok
+	ok = err == nil && n < len(name) && strings.HasPrefix(real, "/") && !strings.HasSuffix(real, " (deleted)")
+	found.real = real
+	if ok && path.userns != "" {
+		found.noIDMap = namespace.TryIDMap(fd, path.userns)
+	}
+	return found, ok
 }
 
 // ask joins a question for the same path that is not answered yet. A new one is asked
 // for all who come, not for the first alone.
-func (h *hostPaths) ask(ctx context.Context, path string) (*hostPathQuestion, error) {
+func (h *hostPaths) ask(ctx context.Context, path hostPath) (*hostPathQuestion, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if q := h.asked[path]; q != nil {
@@ -123,11 +139,11 @@ func (h *hostPaths) ask(ctx context.Context, path string) (*hostPathQuestion, er
 	}
 	q := &hostPathQuestion{since: time.Now(), done: make(chan struct{})}
 	if h.asked == nil {
-		h.asked = map[string]*hostPathQuestion{}
+		h.asked = map[hostPath]*hostPathQuestion{}
 	}
 	h.asked[path] = q
 	go func() {
-		q.path, q.err = h.run(context.WithoutCancel(ctx), path)
+		q.found, q.err = h.run(context.WithoutCancel(ctx), path)
 		h.mu.Lock()
 		delete(h.asked, path)
 		h.mu.Unlock()
@@ -137,26 +153,26 @@ func (h *hostPaths) ask(ctx context.Context, path string) (*hostPathQuestion, er
 }
 
 // run waits for a helper as long as it lives. It is killed in time, and that may do nothing.
-func (h *hostPaths) run(ctx context.Context, path string) (string, error) {
+func (h *hostPaths) run(ctx context.Context, path hostPath) (foundPath, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, h.helper, "host-path", path)
+	cmd := exec.CommandContext(ctx, h.helper, "host-path", path.path, path.userns)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if ctx.Err() != nil {
-		return "", fmt.Errorf("its file system has not answered for %s: %w", round(h.limit), context.DeadlineExceeded)
+		return foundPath{}, fmt.Errorf("its file system has not answered for %s: %w", round(h.limit), context.DeadlineExceeded)
 	}
 	if err != nil {
-		return "", fmt.Errorf("look up a path by %s: %w: %s", h.helper, err, strings.TrimSpace(stderr.String()))
+		return foundPath{}, fmt.Errorf("look up a path by %s: %w: %s", h.helper, err, strings.TrimSpace(stderr.String()))
 	}
 	var found initproc.HostPath
 	if err := json.Unmarshal(out, &found); err != nil {
-		return "", fmt.Errorf("look up a path by %s: %w", h.helper, err)
+		return foundPath{}, fmt.Errorf("look up a path by %s: %w", h.helper, err)
 	}
 	if found.Errno != 0 {
-		return "", wrongPath(found.Errno)
+		return foundPath{}, wrongPath(found.Errno)
 	}
-	return string(found.Path), nil
+	return foundPath{string(found.Path), found.NoIDMap}, nil
 }

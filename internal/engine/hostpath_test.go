@@ -37,31 +37,36 @@ func TestHostPathFromTheCache(t *testing.T) {
 	if _, err := os.Stat(dir + "/link"); err != nil {
 		t.Fatal(err)
 	}
-	got, ok := cachedPath(dir + "/link")
+	got, ok := cachedPath(hostPath{path: dir + "/link"})
 	if !ok {
 		t.Skip("this kernel or file system does not look up by its cache alone")
 	}
-	if want := dir + "/real"; got != want {
-		t.Errorf("got %s, want %s", got, want)
+	if want := dir + "/real"; got.real != want {
+		t.Errorf("got %s, want %s", got.real, want)
 	}
-	if got, ok := cachedPath(dir + "/none"); ok {
-		t.Errorf("a path that is not there: got %s", got)
+	if got, ok := cachedPath(hostPath{path: dir + "/none"}); ok {
+		t.Errorf("a path that is not there: got %s", got.real)
 	}
 }
 
 func TestHostPathOfTheHelper(t *testing.T) {
 	t.Parallel()
+	none := hostPath{path: "/none/of/these"}
 	h := hostPaths{helper: helperOf(t, `echo '{"path": "L2ZvdW5k"}'`), limit: time.Minute}
-	if got, err := h.find(t.Context(), "/none/of/these"); got != "/found" || err != nil {
-		t.Errorf("got %q, %v", got, err)
+	if got, err := h.find(t.Context(), none); got != (foundPath{real: "/found"}) || err != nil {
+		t.Errorf("got %v, %v", got, err)
+	}
+	h = hostPaths{helper: helperOf(t, `[ "$1 $2 $3" = "host-path /none/of/these /userns" ] && echo '{"path": "L2ZvdW5k", "noIDMap": 22}'`), limit: time.Minute}
+	if got, err := h.find(t.Context(), hostPath{"/none/of/these", "/userns"}); got != (foundPath{"/found", syscall.EINVAL}) || err != nil {
+		t.Errorf("got %v, %v", got, err)
 	}
 	h = hostPaths{helper: helperOf(t, `echo '{"errno": 2}'`), limit: time.Minute}
-	_, err := h.find(t.Context(), "/none/of/these")
+	_, err := h.find(t.Context(), none)
 	if !errors.Is(err, pod.ErrInvalid) || !errors.Is(err, syscall.ENOENT) {
 		t.Errorf("got %v", err)
 	}
 	h = hostPaths{helper: helperOf(t, `echo broken >&2; exit 1`), limit: time.Minute}
-	if _, err := h.find(t.Context(), "/none/of/these"); err == nil || errors.Is(err, pod.ErrInvalid) {
+	if _, err := h.find(t.Context(), none); err == nil || errors.Is(err, pod.ErrInvalid) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -79,8 +84,8 @@ func TestHostPathRefused(t *testing.T) {
 	}
 	var h hostPaths
 	for _, path := range []string{"", ".", "etc", dir + "/loop", dir + "/odd", dir + "/none"} {
-		if got, err := h.find(t.Context(), path); !errors.Is(err, pod.ErrInvalid) {
-			t.Errorf("%q is %q, %v", path, got, err)
+		if got, err := h.find(t.Context(), hostPath{path: path}); !errors.Is(err, pod.ErrInvalid) {
+			t.Errorf("%q is %q, %v", path, got.real, err)
 		}
 	}
 }
@@ -93,7 +98,7 @@ func TestHostPathThatHangs(t *testing.T) {
 	helper := helperOf(t, "echo x >>"+dir+"/asked; sleep 5 & trap '' TERM; wait")
 	h := hostPaths{helper: helper, limit: 200 * time.Millisecond}
 	for range 3 {
-		_, err := h.find(t.Context(), "/none/of/these")
+		_, err := h.find(t.Context(), hostPath{path: "/none/of/these"})
 		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, pod.ErrInvalid) {
 			t.Errorf("got %v", err)
 		}

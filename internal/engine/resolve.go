@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gantry/internal/image"
+	"gantry/internal/namespace"
 	"gantry/internal/pod"
 )
 
@@ -55,7 +56,7 @@ func (e *Engine) resolve(ctx context.Context, p *pod.Pod, s AppSpec) (*pod.App, 
 	if err := e.resolveUser(a, img, s); err != nil {
 		return nil, pod.Secret{}, err
 	}
-	if a.Mounts, err = e.resolveMounts(ctx, s.Mounts); err != nil {
+	if a.Mounts, err = e.resolveMounts(ctx, p, s.Mounts); err != nil {
 		return nil, pod.Secret{}, err
 	}
 	if a.Devices, err = resolveDevices(s); err != nil {
@@ -182,7 +183,7 @@ func mergeEnv(image, caller []string) []string {
 	return out
 }
 
-func (e *Engine) resolveMounts(ctx context.Context, mounts []pod.Mount) ([]pod.Mount, error) {
+func (e *Engine) resolveMounts(ctx context.Context, p *pod.Pod, mounts []pod.Mount) ([]pod.Mount, error) {
 	out := slices.Clone(mounts)
 	for i := range out {
 		m := &out[i]
@@ -195,13 +196,27 @@ func (e *Engine) resolveMounts(ctx context.Context, mounts []pod.Mount) ([]pod.M
 			}
 			continue
 		}
-		source, err := e.paths.find(ctx, m.HostPath)
-		if err != nil {
+		if err := e.resolveHostPath(ctx, p, m); err != nil {
 			return nil, fmt.Errorf("mount %s on %s: %w", m.HostPath, m.Path, err)
 		}
-		m.Source = source
 	}
 	return out, nil
+}
+
+func (e *Engine) resolveHostPath(ctx context.Context, p *pod.Pod, m *pod.Mount) error {
+	path := hostPath{path: m.HostPath}
+	if len(m.UIDs) > 0 && p.Namespaces.User != nil {
+		path.userns = filepath.Join(e.runDir(p.ID), string(namespace.User))
+	}
+	found, err := e.paths.find(ctx, path)
+	if err != nil {
+		return err
+	}
+	m.Source = found.real
+	if found.noIDMap != 0 {
+		return e.idMapRefused(m.Source, found.noIDMap)
+	}
+	return e.checkPropagation(*m)
 }
 
 func (e *Engine) resolveImageVolume(m *pod.Mount) error {

@@ -7,8 +7,8 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"gantry/internal/pod"
@@ -80,38 +80,38 @@ func TestFailpoints(t *testing.T) {
 	}
 }
 
+// TestJoinsRunOnce: the first caller gives up; the work goes on, and others who ask
+// meanwhile get its result.
 func TestJoinsRunOnce(t *testing.T) {
 	t.Parallel()
-	j := joins{log: slog.New(slog.DiscardHandler)}
-	var mu sync.Mutex
-	calls, release := 0, make(chan struct{})
-	work := func(context.Context) (pod.ID, error) {
-		mu.Lock()
-		calls++
-		mu.Unlock()
-		<-release
-		return "id", nil
-	}
-	// The first caller gives up; the work goes on and the second gets its result.
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
-	defer cancel()
-	if _, err := j.do(ctx, "k", work); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("first caller: %v", err)
-	}
-	got := make(chan pod.ID)
-	go func() {
-		id, _ := j.do(t.Context(), "k", work)
-		got <- id
-	}()
-	close(release)
-	if id := <-got; id != "id" {
-		t.Errorf("second caller got %q", id)
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	if calls > 2 || calls == 0 {
-		t.Errorf("%d calls", calls)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		j := joins{log: slog.New(slog.DiscardHandler)}
+		calls := 0
+		work := func(ctx context.Context) (pod.ID, error) {
+			calls++
+			<-time.After(time.Second)
+			return "id", ctx.Err()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		defer cancel()
+		if _, err := j.do(ctx, "k", work); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("first caller: %v", err)
+		}
+		for range 3 {
+			go func() {
+				if id, err := j.do(t.Context(), "k", work); id != "id" || err != nil {
+					t.Errorf("a caller that joined got %q, %v", id, err)
+				}
+			}()
+		}
+		<-time.After(2 * time.Second)
+		if calls != 1 {
+			t.Errorf("the work was done %d times", calls)
+		}
+		if _, err := j.do(t.Context(), "k", work); err != nil || calls != 2 {
+			t.Errorf("after its end: %v, %d calls", err, calls)
+		}
+	})
 }
 
 // TestPanicOfAnOperation: it runs in no request's goroutine, and must not end the

@@ -6,6 +6,10 @@ import (
 	"io"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"gantry/internal/namespace"
 )
 
 // HostPath is what "gantry-init host-path" prints: the path without symbolic links, or
@@ -13,17 +17,32 @@ import (
 type HostPath struct {
 	Path  []byte        `json:"path,omitempty"` // names of files need not be UTF-8
 	Errno syscall.Errno `json:"errno,omitempty"`
+	// NoIDMap is why a mount of the path cannot be ID-mapped, if that was asked for.
+	NoIDMap syscall.Errno `json:"noIDMap,omitempty"`
 }
 
 // hostPath looks a path up in a process that may wait for a dead file system for ever.
-func hostPath(path string, out io.Writer) error {
+// With a user namespace it tries whether a mount of the path can be ID-mapped.
+func hostPath(path, userns string, out io.Writer) error {
 	var found HostPath
 	real, err := filepath.EvalSymlinks(path)
 	switch {
 	case err == nil:
 		found.Path = []byte(real)
+		if userns != "" {
+			found.NoIDMap = noIDMap(real, userns)
+		}
 	case !errors.As(err, &found.Errno):
 		found.Errno = syscall.ELOOP // too many links are counted, not tried
 	}
 	return json.NewEncoder(out).Encode(found)
+}
+
+func noIDMap(path, userns string) syscall.Errno {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0 // it is gone by now: whoever mounts it finds out
+	}
+	defer unix.Close(fd)
+	return namespace.TryIDMap(fd, userns)
 }

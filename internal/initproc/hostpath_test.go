@@ -28,7 +28,7 @@ func TestHostPath(t *testing.T) {
 		"loop": {Errno: syscall.ELOOP}, "dangling": {Errno: syscall.ENOENT},
 	} {
 		var out bytes.Buffer
-		if err := hostPath(filepath.Join(dir, name), &out); err != nil {
+		if err := hostPath(filepath.Join(dir, name), "", &out); err != nil {
 			t.Fatal(err)
 		}
 		var got HostPath

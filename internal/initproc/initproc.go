@@ -45,7 +45,7 @@ const Usage = `gantry-init is run by systemd, around the apps of Gantry:
   gantry-init exited-outside APP   the same, where that was killed
   gantry-init pod-down PODDIR   gives back a pod's network and namespaces
   gantry-init thaw CGROUP       lets the processes of a cgroup go on
-  gantry-init host-path PATH    prints what a path of the host names
+  gantry-init host-path PATH USERNS   prints what a path of the host names, and whether it can be ID-mapped
   gantry-init hold              holds a PID namespace that a pod's apps share
 `
 
@@ -68,6 +68,9 @@ func Main(argv0 string, args []string) error {
 	if len(args) > 0 && args[0] == "exec" {
 		return execIn(args[1:])
 	}
+	if len(args) == 3 && args[0] == "host-path" {
+		return hostPath(args[1], args[2], os.Stdout)
+	}
 	if len(args) != 2 {
 		return errUsage
 	}
@@ -82,8 +85,6 @@ func Main(argv0 string, args []string) error {
 		return podDown(args[1])
 	case "thaw":
 		return thaw(args[1])
-	case "host-path":
-		return hostPath(args[1], os.Stdout)
 	default:
 		return fmt.Errorf("command %q: %w", args[0], errUsage)
 	}

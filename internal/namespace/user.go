@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // ChildArg as argv[0] makes Spec.Child behave as the child that holds new
@@ -129,4 +131,24 @@ func parseChildArgs(args []string) (Spec, error) {
 		}
 	}
 	return s, nil
+}
+
+// TryIDMap tells why a mount of what fd names cannot be mapped to the users of a pinned
+// user namespace; 0 if it can, and if there is no such namespace.
+func TryIDMap(fd int, userns string) syscall.Errno {
+	ns, err := os.Open(userns)
+	if err != nil {
+		return 0
+	}
+	defer ns.Close()
+	tree, err := unix.OpenTree(fd, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err == nil {
+		defer unix.Close(tree)
+		err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
+			Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd()),
+		})
+	}
+	var errno syscall.Errno
+	errors.As(err, &errno)
+	return errno
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -59,7 +61,7 @@ const own = "own-"
 // other engines do not make.
 func ours() bool { return os.Getenv("GANTRY_E2E_CRI") == "" }
 
-// refused wants containers to be refused when they are created, with a word in the error.
+// refused wants containers to be refused when they are created, for what they ask.
 func (p pod) refused(t *testing.T, cases map[string]func(*cri.ContainerConfig)) {
 	t.Helper()
 	for name, change := range cases {
@@ -74,7 +76,10 @@ func (p pod) refused(t *testing.T, cases map[string]func(*cri.ContainerConfig)) 
 			if _, err := p.RemoveContainer(t.Context(), &cri.RemoveContainerRequest{ContainerId: got.ContainerId}); err != nil {
 				t.Error(err)
 			}
+		} else if code := status.Code(err); ours() && code != codes.InvalidArgument && code != codes.NotFound && code != codes.Unimplemented {
+			t.Errorf("%s: %v", name, err)
 		}
+		t.Logf("%s: %v", name, err)
 	}
 }
 
@@ -327,4 +332,31 @@ func TestFieldsOfMounts(t *testing.T) {
 			c.Mounts = []*cri.Mount{{HostPath: "/no/such/path", ContainerPath: "/vol"}}
 		},
 	})
+	p.refusesMountsOfItsOwn(t)
+}
+
+// refusesMountsOfItsOwn: a mount that nothing can come through is refused if something is
+// to come through.
+func (p pod) refusesMountsOfItsOwn(t *testing.T) {
+	t.Helper()
+	apart := t.TempDir()
+	sh(t, "mount -t tmpfs --make-private trial "+apart)
+	t.Cleanup(func() { sh(t, "umount "+apart) })
+	mount := func(p cri.MountPropagation) func(*cri.ContainerConfig) {
+		return func(c *cri.ContainerConfig) {
+			c.Mounts = []*cri.Mount{{HostPath: apart, ContainerPath: "/vol", Propagation: p}}
+		}
+	}
+	p.refused(t, map[string]func(*cri.ContainerConfig){
+		"mounts of the host, through a private mount":  mount(cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER),
+		"mounts for the host, through a private mount": mount(cri.MountPropagation_PROPAGATION_BIDIRECTIONAL),
+	})
+	sh(t, "mount --make-shared "+apart+" && mount --make-slave "+apart) // of a group of its own: private again
+	p.refused(t, map[string]func(*cri.ContainerConfig){
+		"mounts of the host, through what has no master": mount(cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER),
+	})
+	sh(t, "mount --make-shared "+apart)
+	c := containerConfig("shared", "exit 0")
+	mount(cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER)(c)
+	p.create(t, c)
 }

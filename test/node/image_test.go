@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,6 +65,79 @@ func TestImageLife(t *testing.T) {
 	if image := get(registry + "layers:2"); image != nil {
 		t.Errorf("still there after its removal: %v", image)
 	}
+}
+
+// TestImageTags: an image may have more names than one, and goes with the last of them.
+// Kubelet removes by ID, crictl by name.
+func TestImageTags(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	one, two := registry+"layers:2", "docker.io/library/layers:2"
+	id := e.pull(t, one)
+	if again := e.pull(t, two); again != id {
+		t.Fatalf("one image with two names is %s and %s", id, again)
+	}
+	tags := func() []string {
+		resp, err := e.images.ImageStatus(t.Context(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: id}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Image.GetRepoTags()
+	}
+	remove := func(name string) error {
+		_, err := e.images.RemoveImage(t.Context(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: name}})
+		return err
+	}
+	if got := tags(); !slices.Contains(got, one) || !slices.Contains(got, two) {
+		t.Errorf("the image's names are %q", got)
+	}
+	// As the CRI says of RemoveImage: by any of its names the image goes, and all of them.
+	if err := remove(two); err != nil {
+		t.Error(err)
+	}
+	if got := tags(); len(got) != 0 {
+		t.Errorf("after the removal the image's names are %q", got)
+	}
+	e.pull(t, one)
+	errs := make(chan error)
+	for range 4 {
+		go func() { errs <- remove(id) }()
+	}
+	for range 4 {
+		if err := <-errs; err != nil {
+			t.Errorf("removed by several at once: %v", err)
+		}
+	}
+	if got := tags(); len(got) != 0 {
+		t.Errorf("removed by several at once, and there as %q", got)
+	}
+}
+
+// TestPullErrorsHaveNames: kubelet makes events of these that tell people where to look.
+func TestPullErrorsHaveNames(t *testing.T) {
+	guard(t)
+	needsGantry(t) // the peers name none of them
+	e := dial(t)
+	wants := func(what, image, want string) {
+		t.Helper()
+		_, err := e.images.PullImage(t.Context(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}})
+		if err == nil || !strings.HasPrefix(status.Convert(err).Message(), want+":") {
+			t.Errorf("%s: %v, want %s", what, err, want)
+		}
+	}
+	wants("a registry that is not there", "127.0.0.1:9/none:1", "RegistryUnavailable")
+	const policy = "/etc/containers/policy.json"
+	before, err := os.ReadFile(policy)
+	there := err == nil
+	t.Cleanup(func() {
+		if there {
+			writeFile(t, policy, string(before))
+		} else if err := os.Remove(policy); err != nil {
+			t.Error(err)
+		}
+	})
+	writeFile(t, policy, `{"default": [{"type": "insecureAcceptAnything"}], "transports": {"docker": {"registry.k8s.io/layers": [{"type": "reject"}]}}}`)
+	wants("an image that the policy forbids", registry+"layers:2", "SignatureValidationFailed")
 }
 
 func TestPullsThatFail(t *testing.T) {

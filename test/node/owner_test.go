@@ -3,6 +3,7 @@
 package node
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,6 +93,73 @@ func TestIdempotence(t *testing.T) {
 	if _, err := e.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: nobody, Cmd: []string{"true"}}); status.Code(err) != codes.NotFound {
 		t.Errorf("exec in nothing: %v", err)
 	}
+}
+
+// TestCreatedOnce: who gives up on a request and asks again gets what the first is making.
+func TestCreatedOnce(t *testing.T) {
+	guard(t)
+	needsGantry(t) // others answer the second with an error, or make another
+	e := dial(t)
+	config := e.podConfig(t, "once")
+	impatient, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+	defer cancel()
+	if _, err := e.RunPodSandbox(impatient, &cri.RunPodSandboxRequest{Config: config}); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a request without patience: %v", err)
+	}
+	id := e.several(t, func() (string, error) {
+		resp, err := e.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: config})
+		return resp.GetPodSandboxId(), err
+	})
+	p := pod{e, id, config}
+	t.Cleanup(func() { p.remove(t) })
+	list, err := e.ListPodSandbox(t.Context(), &cri.ListPodSandboxRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, item := range list.Items {
+		if item.Metadata.Uid == config.Metadata.Uid {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("there are %d sandboxes of the pod", n)
+	}
+	app := containerConfig("app", "sleep 1000000")
+	p.several(t, func() (string, error) {
+		resp, err := e.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: p.id, Config: app, SandboxConfig: config})
+		return resp.GetContainerId(), err
+	})
+	containers, err := e.ListContainers(t.Context(), &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: p.id}})
+	if err != nil || len(containers.Containers) != 1 {
+		t.Errorf("the containers are %v, %v", containers, err)
+	}
+}
+
+// several asks for the same four times at once, and wants one answer.
+func (e engine) several(t *testing.T, ask func() (string, error)) string {
+	t.Helper()
+	type answer struct {
+		id  string
+		err error
+	}
+	answers := make(chan answer)
+	for range 4 {
+		go func() {
+			id, err := ask()
+			answers <- answer{id, err}
+		}()
+	}
+	first := <-answers
+	for range 3 {
+		if a := <-answers; a != first {
+			t.Errorf("one answer is %v, another %v", first, a)
+		}
+	}
+	if first.err != nil {
+		t.Fatal(first.err)
+	}
+	return first.id
 }
 
 // TestUpdateResources changes limits of a running container and reads them back,

@@ -157,6 +157,15 @@ func TestUserNamespace(t *testing.T) {
 	if got := sh(t, "ps -o uid= -p "+sh(t, "pgrep -o -f userns-marker-of-the-[a]pp")); strings.TrimSpace(got) != fmt.Sprint(base) {
 		t.Errorf("outside the process belongs to %s, want %d", got, base)
 	}
+	old := t.TempDir()
+	sh(t, "mount -t ramfs trial "+old)
+	t.Cleanup(func() { sh(t, "umount "+old) })
+	p.refused(t, map[string]func(*cri.ContainerConfig){
+		"own-a volume whose file system has no mapped mounts": func(c *cri.ContainerConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = config.Linux.SecurityContext.NamespaceOptions.UsernsOptions
+			c.Mounts = []*cri.Mount{{HostPath: old, ContainerPath: "/vol", UidMappings: ids, GidMappings: ids}}
+		},
+	})
 	if ours() {
 		bad := e.podConfig(t, "bad")
 		bad.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -164,7 +165,29 @@ func TestPortForwardSession(t *testing.T) {
 	web := containerConfig("nginx", "")
 	web.Command, web.Image = nil, &cri.ImageSpec{Image: nginx}
 	p.create(t, web).start(t)
-	resp, err := p.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: p.id, Port: []int32{80}})
+	p.forwards(t, "80", "81")
+}
+
+// TestPortForwardOnTheHost: a pod in the host's network has the ports of the host.
+func TestPortForwardOnTheHost(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	p := e.run(t, onHost(e.podConfig(t, "forward-host")))
+	web := containerConfig("nginx", "")
+	web.Image = &cri.ImageSpec{Image: nginx}
+	web.Command = []string{"sh", "-c", "sed -i 's/listen .*80;/listen 127.0.0.1:8093;/' /etc/nginx/conf.d/default.conf && exec nginx -g 'daemon off;'"}
+	p.create(t, web).start(t)
+	p.forwards(t, "8093", "8094")
+}
+
+// forwards wants nginx behind one port, and nobody behind the other.
+func (p pod) forwards(t *testing.T, open, closed string) {
+	t.Helper()
+	number, err := strconv.ParseInt(open, 10, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := p.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: p.id, Port: []int32{int32(number)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,14 +208,14 @@ func TestPortForwardSession(t *testing.T) {
 		return data, errs
 	}
 	eventually(t, 10*time.Second, "nginx answers through the session", func() bool {
-		data, errs := forward(fmt.Sprint(time.Now().UnixNano()), "80")
+		data, errs := forward(fmt.Sprint(time.Now().UnixNano()), open)
 		errs.Close()
 		go io.Copy(io.Discard, errs) // an error that nobody reads blocks the connection
 		io.WriteString(data, "GET / HTTP/1.0\r\n\r\n")
 		b, _ := io.ReadAll(data)
 		return strings.Contains(string(b), "200 OK") && strings.Contains(string(b), "nginx")
 	})
-	_, errs := forward("refused", "81")
+	_, errs := forward("refused", closed)
 	if got := readStream(t, errs); !strings.Contains(got, "refused") {
 		t.Errorf("a port where nobody listens: %q", got)
 	}
