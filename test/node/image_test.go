@@ -72,7 +72,7 @@ func TestImageLife(t *testing.T) {
 func TestImageTags(t *testing.T) {
 	guard(t)
 	e := dial(t)
-	one, two := registry+"layers:2", "docker.io/library/layers:2"
+	one, two := registry+"layers:2", "quay.io/layers:2"
 	id := e.pull(t, one)
 	if again := e.pull(t, two); again != id {
 		t.Fatalf("one image with two names is %s and %s", id, again)
