@@ -95,6 +95,7 @@ type Server struct {
 	closeOnce sync.Once
 	telemetry *telemetry
 	rates     rates
+	pulls     pulls
 }
 
 // New makes a Server that listens for streaming sessions already. Serve or Close
@@ -116,6 +117,7 @@ func New(cfg Config) (*Server, error) {
 	cfg.StreamIdle = cmp.Or(cfg.StreamIdle, 4*time.Hour)
 	s := &Server{cfg: cfg, log: cfg.Log, check: cri.NewChecker(), tidy: time.AfterFunc(tidyDelay, debug.FreeOSMemory), closing: make(chan struct{})}
 	s.SetSlow(cfg.Slow)
+	s.pulls.log = cfg.Log
 	s.telemetry = newTelemetry(s)
 	stream, err := newStreamServer(cfg.Engine, cfg.StreamAddress, cfg.StreamIdle, cfg.Log)
 	if err != nil {

@@ -32,8 +32,9 @@ func (s *imageService) PullImage(ctx context.Context, r *runtimeapi.PullImageReq
 	if err != nil {
 		return nil, err
 	}
-	began := time.Now()
-	img, err := s.cfg.Images.Pull(ctx, name, image.PullOptions{Auth: auth(r.Auth)})
+	began, one := time.Now(), s.pulls.begin(name)
+	defer one.end()
+	img, err := s.cfg.Images.Pull(ctx, name, image.PullOptions{Auth: auth(r.Auth), Progress: one.progress})
 	if err != nil {
 		return nil, pullError(err)
 	}

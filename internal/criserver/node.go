@@ -83,6 +83,7 @@ func (s *Server) info(ctx context.Context) (map[string]string, error) {
 		"version":       s.cfg.Version,
 		"streamAddress": s.stream.address,
 		"requests":      s.active.Load(),
+		"pulls":         s.pulls.list(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode info: %w", err)

@@ -35,6 +35,7 @@ func newTelemetry(s *Server) *telemetry {
 			Name: "gantry_cri_requests_in_flight", Help: "Requests and sessions that are being served",
 		}, func() float64 { return float64(s.active.Load()) }),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	t.registry.MustRegister(s.pulls.metrics()...)
 	return t
 }
 

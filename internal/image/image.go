@@ -94,6 +94,7 @@ type Progress struct {
 	Stage         string
 	Layer, Layers int
 	Bytes, Total  int64 // compressed bytes so far, of this layer
+	Here          bool  // the layer was here before: nothing is downloaded
 }
 
 // Image is an image in the store.

@@ -218,7 +218,7 @@ func (p *pull) layer(ctx context.Context, i int) (err error) {
 	b := p.remote.layers[i]
 	hex := hexOf(b.diffID.String())
 	if disk.Exists(p.store.layerPath(hex)) {
-		p.progress(Progress{Stage: StageLayer, Layer: i + 1, Layers: len(p.remote.layers), Bytes: b.size, Total: b.size})
+		p.progress(Progress{Stage: StageLayer, Layer: i + 1, Layers: len(p.remote.layers), Bytes: b.size, Total: b.size, Here: true})
 		return nil
 	}
 	w, err := p.store.work(ctx, layerPrefix+hex)

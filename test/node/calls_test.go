@@ -4,9 +4,12 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -46,9 +49,70 @@ func TestNodeCalls(t *testing.T) {
 	if _, err := e.UpdateRuntimeConfig(ctx, update); err != nil {
 		t.Errorf("the node's range of addresses: %v", err)
 	}
-	disk, err := e.images.ImageFsInfo(ctx, &cri.ImageFsInfoRequest{})
-	if err != nil || len(disk.ImageFilesystems) == 0 || disk.ImageFilesystems[0].FsId.GetMountpoint() == "" || disk.ImageFilesystems[0].Timestamp == 0 {
-		t.Errorf("the images' file system: %v, %v", disk, err)
+}
+
+// TestImageFsInfo: kubelet collects images by these numbers.
+func TestImageFsInfo(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	e.pull(t, busybox)
+	const image = registry + "layers:10"
+	remove := func() {
+		t.Helper()
+		if _, err := e.images.RemoveImage(t.Context(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: image}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	used := func() (bytes, inodes uint64) {
+		t.Helper()
+		resp, err := e.images.ImageFsInfo(t.Context(), &cri.ImageFsInfoRequest{})
+		if err != nil || len(resp.ImageFilesystems) == 0 {
+			t.Fatalf("the images' file system: %v, %v", resp, err)
+		}
+		fs := resp.ImageFilesystems[0]
+		if fs.FsId.GetMountpoint() == "" || fs.Timestamp == 0 || fs.UsedBytes.GetValue() == 0 || fs.InodesUsed.GetValue() == 0 {
+			t.Errorf("the images' file system: %v", fs)
+		}
+		return fs.UsedBytes.GetValue(), fs.InodesUsed.GetValue()
+	}
+	remove()
+	beforeBytes, beforeInodes := used()
+	e.pull(t, image)
+	grown := func() bool {
+		bytes, inodes := used()
+		return bytes > beforeBytes && inodes > beforeInodes
+	}
+	eventually(t, 30*time.Second, "an image takes room", grown) // some engines look now and then
+	remove()
+	eventually(t, 30*time.Second, "and gives it back", func() bool { return !grown() })
+}
+
+// TestPodLimits: kubelet says what a pod may have now, after it has changed the pod's
+// cgroup. A cgroup that kubelet did not make is the engine's to change.
+func TestPodLimits(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	config := onHost(e.podConfig(t, "limits"))
+	if ours() {
+		config.Linux.CgroupParent = ""
+	}
+	p := e.run(t, config)
+	p.runScript(t, "app", "sleep 1000000")
+	_, err := e.UpdatePodSandboxResources(t.Context(), &cri.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: p.id, Resources: &cri.LinuxContainerResources{MemoryLimitInBytes: 100 << 20, CpuPeriod: 100000, CpuQuota: 50000},
+	})
+	if !ours() {
+		if err != nil && status.Code(err) != codes.Unimplemented {
+			t.Error(err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	limits := sh(t, fmt.Sprintf("cd /sys/fs/cgroup/gantry.slice/gantry-%s.slice && cat memory.max cpu.max", p.id))
+	if want := "104857600\n50000 100000"; strings.TrimSpace(limits) != want {
+		t.Errorf("the pod's limits are %q, want %q", limits, want)
 	}
 }
 

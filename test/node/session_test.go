@@ -165,7 +165,7 @@ func TestPortForwardSession(t *testing.T) {
 	web := containerConfig("nginx", "")
 	web.Command, web.Image = nil, &cri.ImageSpec{Image: nginx}
 	p.create(t, web).start(t)
-	p.forwards(t, "80", "81")
+	p.forwards(t, "80", "81", "nginx")
 }
 
 // TestPortForwardOnTheHost: a pod in the host's network has the ports of the host.
@@ -173,15 +173,13 @@ func TestPortForwardOnTheHost(t *testing.T) {
 	guard(t)
 	e := dial(t)
 	p := e.run(t, onHost(e.podConfig(t, "forward-host")))
-	web := containerConfig("nginx", "")
-	web.Image = &cri.ImageSpec{Image: nginx}
-	web.Command = []string{"sh", "-c", "sed -i 's/listen .*80;/listen 127.0.0.1:8093;/' /etc/nginx/conf.d/default.conf && exec nginx -g 'daemon off;'"}
-	p.create(t, web).start(t)
-	p.forwards(t, "8093", "8094")
+	p.runScript(t, "web", "mkdir /web && echo from the pod >/web/index.html && exec httpd -f -h /web -p 127.0.0.1:8093")
+	p.forwards(t, "8093", "8094", "from the pod")
 }
 
-// forwards wants nginx behind one port, and nobody behind the other.
-func (p pod) forwards(t *testing.T, open, closed string) {
+// forwards wants a web server that says a word behind one port, and nobody behind the
+// other.
+func (p pod) forwards(t *testing.T, open, closed, word string) {
 	t.Helper()
 	number, err := strconv.ParseInt(open, 10, 32)
 	if err != nil {
@@ -207,13 +205,13 @@ func (p pod) forwards(t *testing.T, open, closed string) {
 		}
 		return data, errs
 	}
-	eventually(t, 10*time.Second, "nginx answers through the session", func() bool {
+	eventually(t, 10*time.Second, "the server answers through the session", func() bool {
 		data, errs := forward(fmt.Sprint(time.Now().UnixNano()), open)
 		errs.Close()
 		go io.Copy(io.Discard, errs) // an error that nobody reads blocks the connection
 		io.WriteString(data, "GET / HTTP/1.0\r\n\r\n")
 		b, _ := io.ReadAll(data)
-		return strings.Contains(string(b), "200 OK") && strings.Contains(string(b), "nginx")
+		return strings.Contains(string(b), "200 OK") && strings.Contains(string(b), word)
 	})
 	_, errs := forward("refused", closed)
 	if got := readStream(t, errs); !strings.Contains(got, "refused") {
