@@ -61,7 +61,7 @@ func TestBannedCalls(t *testing.T) {
 	t.Parallel()
 	used := map[string]bool{}
 	for _, p := range sources(t) {
-		for _, f := range p.files {
+		for _, f := range p.written() {
 			for _, b := range bans {
 				if b.except != nil && b.except(p, f) {
 					continue
@@ -120,7 +120,7 @@ func (f *file) uses(b ban) []use {
 func TestNoPanicNoInit(t *testing.T) {
 	t.Parallel()
 	for _, p := range sources(t) {
-		for _, f := range p.files {
+		for _, f := range p.written() {
 			for _, d := range f.ast.Decls {
 				if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
 					t.Errorf("%s: no init(): what happens at start stands in main", f.at(fn))
@@ -145,7 +145,7 @@ func TestNoPanicNoInit(t *testing.T) {
 func TestSkipsSayWhy(t *testing.T) {
 	t.Parallel()
 	for _, p := range sources(t) {
-		for _, f := range p.files {
+		for _, f := range p.written() {
 			ast.Inspect(f.ast, func(n ast.Node) bool {
 				c, ok := n.(*ast.CallExpr)
 				if !ok {
@@ -170,12 +170,12 @@ func TestNoChangingGlobals(t *testing.T) {
 			continue
 		}
 		vars := map[string]bool{}
-		for _, f := range p.code() {
+		for _, f := range p.writtenCode() {
 			for name := range globals(f) {
 				vars[name] = true
 			}
 		}
-		for _, f := range p.code() {
+		for _, f := range p.writtenCode() {
 			own := globals(f)
 			ast.Inspect(f.ast, func(n ast.Node) bool {
 				for _, lhs := range changed(n) {
@@ -256,7 +256,7 @@ func base(e ast.Expr) *ast.Ident {
 func TestMessages(t *testing.T) {
 	t.Parallel()
 	for _, p := range sources(t) {
-		for _, f := range p.code() {
+		for _, f := range p.writtenCode() {
 			ast.Inspect(f.ast, func(n ast.Node) bool {
 				c, ok := n.(*ast.CallExpr)
 				if !ok || len(c.Args) == 0 {

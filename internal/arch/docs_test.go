@@ -16,7 +16,7 @@ import (
 func TestPackageDocs(t *testing.T) {
 	t.Parallel()
 	for _, p := range sources(t) {
-		code := p.code()
+		code := p.writtenCode()
 		if len(code) == 0 {
 			continue
 		}

@@ -12,15 +12,19 @@ import (
 // import. The tests of a package may import more, but see fences.
 var mayImport = map[string][]string{
 	// The bottom: data and small tools. They know nothing of each other.
-	"internal/pod":       {},
-	"internal/unit":      {},
-	"internal/disk":      {},
-	"internal/namespace": {},
-	"internal/guest":     {},
-	"api/v1":             {},
+	"internal/pod":           {},
+	"internal/unit":          {},
+	"internal/disk":          {},
+	"internal/namespace":     {},
+	"internal/guest/guestpb": {},
+	"api/v1":                 {},
 
 	// gantry-init: its start-up time and memory are charged to every container.
 	"internal/initproc": {"internal/disk", "internal/namespace", "internal/pod"},
+
+	// What runs in a virtual machine.
+	"internal/guest":     {"internal/guest/guestpb", "internal/initproc"},
+	"internal/initramfs": {"internal/pod"},
 
 	// The parts. Each knows the domain, none knows another.
 	"internal/cdi":                   {"internal/pod"},
@@ -90,7 +94,11 @@ var fences = []fence{
 	{"github.com/coreos/go-systemd/v22/dbus", nil, "package systemd is the port to PID 1"},
 	{"github.com/coreos/go-systemd/v22/sdjournal", nil, "it needs cgo"},
 	{"github.com/containernetworking", []string{"internal/network"}, "what a CNI result is, is decided in one place"},
-	{"github.com/vishvananda", []string{"internal/network", "internal/namespace"}, "netlink is the network's business"},
+	{"github.com/vishvananda", []string{"internal/guest", "internal/network", "internal/namespace"}, "netlink is the network's business"},
+	{"github.com/containerd/ttrpc", []string{"internal/guest", "internal/guest/guestpb"}, "what is said to a virtual machine is said in one place"},
+	{"github.com/mdlayher/vsock", []string{"internal/guest"}, "what is said to a virtual machine is said in one place"},
+	{"github.com/cavaliergopher/cpio", []string{"internal/initramfs"}, "what a virtual machine boots into is made in one place"},
+	{"github.com/ulikunitz/xz", []string{"internal/initramfs"}, "it unpacks modules"},
 	{"go.podman.io/image", []string{"internal/image"}, "the registry client is big, and is replaced in one place if it must be"},
 	{"go.podman.io/storage", nil, "the store is ours: a directory that many processes may use at once"},
 	{"github.com/google/go-containerregistry", nil, "it serves images to tests"},
@@ -101,9 +109,9 @@ var fences = []fence{
 	{"github.com/moby/sys/capability", []string{"internal/isolator/recipe"}, "capability names are its tables"},
 	{"github.com/moby/profiles", []string{"internal/isolator/recipe"}, "the default profile is its table"},
 	{"k8s.io", []string{"internal/cri", "internal/criserver"}, "Kubernetes' words stay at the edge; they change every release"},
-	{"google.golang.org/grpc", []string{"internal/apiservice", "internal/criserver", "cmd/gantry-cri", "cmd/gantry-api"}, "errors become codes once, at the edge"},
+	{"google.golang.org/grpc", []string{"internal/apiservice", "internal/guest", "internal/criserver", "cmd/gantry-cri", "cmd/gantry-api"}, "errors become codes once, at the edge"},
 	{"go.opentelemetry.io", []string{"internal/criserver", "cmd/gantry-cri"}, "traces are of requests, and begin at the edge"},
-	{"google.golang.org/protobuf", []string{"api/v1", "internal/apiservice", "internal/cri", "internal/criserver"}, "messages stay at the edge"},
+	{"google.golang.org/protobuf", []string{"api/v1", "internal/apiservice", "internal/guest/guestpb", "internal/cri", "internal/criserver"}, "messages stay at the edge"},
 	{"github.com/spf13", []string{"internal/cli"}, "commands are the CLI's"},
 	{"github.com/BurntSushi/toml", []string{"internal/config"}, "one reader of the configuration"},
 }
@@ -112,8 +120,8 @@ var fences = []fence{
 // are linked into gantry-init, or are read by everything.
 var lean = map[string]bool{ // true: golang.org/x/sys too
 	"internal/pod": false, "internal/unit": false,
-	"internal/disk": true, "internal/guest": true, "internal/initproc": true, "internal/namespace": true,
-	"cmd/gantry-init": true, "cmd/gantry-guest": true,
+	"internal/disk": true, "internal/initproc": true, "internal/namespace": true,
+	"cmd/gantry-init": true,
 }
 
 // heavy is what the lean packages, and all that they import, may not import.

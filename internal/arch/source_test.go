@@ -130,6 +130,17 @@ func (p *pkg) code() []*file {
 	return out
 }
 
+// written are the files that people write: what a program generates from a protocol is as
+// that program has it.
+func (p *pkg) written() []*file {
+	return slices.DeleteFunc(slices.Clone(p.files), func(f *file) bool { return ast.IsGenerated(f.ast) })
+}
+
+// writtenCode is what of it is no test.
+func (p *pkg) writtenCode() []*file {
+	return slices.DeleteFunc(p.code(), func(f *file) bool { return ast.IsGenerated(f.ast) })
+}
+
 // forTests tells whether a package exists for tests: fakes and contract suites,
 // and all that lies in test/ and bench/.
 func (p *pkg) forTests() bool {

@@ -72,3 +72,20 @@ func sendFile(conn *net.UnixConn, message string, f *os.File) error {
 	})
 	return errors.Join(err, sendErr)
 }
+
+// ReceiveFile takes the descriptor that a message brings.
+func ReceiveFile(conn *net.UnixConn) (*os.File, error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(make([]byte, 64), oob)
+	if err != nil {
+		return nil, err
+	}
+	files, err := received(oob[:n])
+	if err == nil && len(files) != 1 {
+		err = fmt.Errorf("%d descriptors came, want one", len(files))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return files[0], nil
+}

@@ -8,15 +8,21 @@ import (
 	"testing"
 	"time"
 
+	"gantry/internal/guest"
 	"gantry/internal/network/networktest"
 	"gantry/test/fakeruntime/runtimetest"
 	"gantry/test/machine"
 )
 
-// TestMain lets the test binary be a CNI plugin and an OCI runtime as well.
+// TestMain lets the test binary be a CNI plugin, an OCI runtime and an app of a virtual
+// machine as well.
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == runtimetest.Name {
 		os.Exit(runtimetest.Main(os.Args, os.Environ()))
+	}
+	if guest.IsInside(os.Args) {
+		_ = guest.Inside() // it has said why
+		os.Exit(1)
 	}
 	if os.Getenv("CNI_COMMAND") != "" {
 		os.Exit(networktest.Main())

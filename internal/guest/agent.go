@@ -1,0 +1,343 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"gantry/internal/guest/guestpb"
+	"gantry/internal/initproc"
+)
+
+// Agent answers the host.
+type Agent struct {
+	Version string
+	groups  groups
+
+	mu   sync.Mutex
+	apps map[string]*app
+}
+
+// app is one of the pod's.
+type app struct {
+	starting sync.Mutex
+	*process
+	seccomp *initproc.Seccomp
+	execs   map[string]*process
+}
+
+var _ guestpb.GuestService = (*Agent)(nil)
+
+// NewAgent returns one for the machine that Boot has prepared; the apps' cgroups are made
+// below a directory.
+func NewAgent(version, cgroups string) *Agent {
+	return &Agent{Version: version, groups: groups{cgroups}, apps: map[string]*app{}}
+}
+
+// named refuses what is no name of ours: it becomes part of paths.
+func named(names ...string) error {
+	for _, name := range names {
+		if name == "" || len(name) > 64 || strings.ContainsFunc(name, func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') }) {
+			return status.Errorf(codes.InvalidArgument, "%q is no ID", name)
+		}
+	}
+	return nil
+}
+
+// Info tells what the machine is.
+func (a *Agent) Info(context.Context, *guestpb.InfoRequest) (*guestpb.InfoResponse, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return nil, err
+	}
+	return &guestpb.InfoResponse{BootId: strings.TrimSpace(string(boot)), Kernel: unix.ByteSliceToString(uts.Release[:]), Version: a.Version}, nil
+}
+
+// Run starts an app, once.
+func (a *Agent) Run(_ context.Context, r *guestpb.RunRequest) (*guestpb.RunResponse, error) {
+	if err := named(r.App); err != nil {
+		return nil, err
+	}
+	var in initproc.Inside
+	if err := errors.Join(json.Unmarshal(r.Start, &in.Start), json.Unmarshal(r.Process, &in.Process)); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "read the plan: %v", err)
+	}
+	a.mu.Lock()
+	one := a.apps[r.App]
+	if one == nil {
+		one = &app{seccomp: in.Process.Seccomp, execs: map[string]*process{}}
+		a.apps[r.App] = one
+	}
+	a.mu.Unlock()
+	one.starting.Lock()
+	defer one.starting.Unlock()
+	if one.process == nil {
+		p, err := a.start(r.App, in, r.Stdin)
+		if err != nil {
+			a.mu.Lock()
+			delete(a.apps, r.App)
+			a.mu.Unlock()
+			return nil, status.Error(codes.Aborted, errors.Join(err, a.groups.remove(r.App)).Error())
+		}
+		a.mu.Lock()
+		one.process = p
+		a.mu.Unlock()
+	}
+	return &guestpb.RunResponse{Started: one.started.UnixNano()}, nil
+}
+
+func (a *Agent) start(app string, in initproc.Inside, stdin bool) (*process, error) {
+	dir := a.groups.app(app)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	files := make([]*guestpb.File, len(in.Start.Cgroup))
+	for i, f := range in.Start.Cgroup {
+		files[i] = &guestpb.File{Name: f.Name, Value: f.Value}
+	}
+	if err := a.groups.write(app, files); err != nil {
+		return nil, err
+	}
+	for _, d := range []string{in.Start.Rootfs.Upper, in.Start.Rootfs.Work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return launch{inside: in, stdin: stdin, cgroup: dir, ended: func(end *guestpb.WaitResponse) {
+		end.OomKills = a.groups.oomKills(app)
+	}}.start()
+}
+
+// find returns an app that was started.
+func (a *Agent) find(id string) (*app, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if one := a.apps[id]; one != nil && one.process != nil {
+		return one, nil
+	}
+	return nil, status.Errorf(codes.NotFound, "there is no app %s", id)
+}
+
+func (a *Agent) process(r *guestpb.Ref) (*process, error) {
+	one, err := a.find(r.GetApp())
+	if err != nil || r.GetExec() == "" {
+		if err != nil {
+			return nil, err
+		}
+		return one.process, nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := one.execs[r.Exec]; p != nil {
+		return p, nil
+	}
+	return nil, status.Errorf(codes.NotFound, "app %s has no process %s", r.App, r.Exec)
+}
+
+// Exec runs a process in an app, under the app's seccomp profile.
+func (a *Agent) Exec(_ context.Context, r *guestpb.ExecRequest) (*guestpb.ExecResponse, error) {
+	if err := named(r.GetRef().GetApp(), r.GetRef().GetExec()); err != nil {
+		return nil, err
+	}
+	one, err := a.find(r.Ref.App)
+	if err != nil {
+		return nil, err
+	}
+	in := initproc.Inside{App: appFD}
+	if err := json.Unmarshal(r.Process, &in.Process); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "read the process: %v", err)
+	}
+	in.Process.Seccomp = one.seccomp
+	select {
+	case <-one.done:
+		return nil, status.Errorf(codes.FailedPrecondition, "app %s has ended", r.Ref.App)
+	default:
+	}
+	dir := filepath.Join(a.groups.app(r.Ref.App), "exec-"+r.Ref.Exec)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	p, err := launch{inside: in, stdin: r.Stdin, cgroup: dir, app: one.pid}.start()
+	if err != nil {
+		return nil, status.Error(codes.Aborted, errors.Join(err, removeGroup(dir)).Error())
+	}
+	a.mu.Lock()
+	one.execs[r.Ref.Exec] = p
+	a.mu.Unlock()
+	return &guestpb.ExecResponse{}, nil
+}
+
+// Wait returns when the process has ended.
+func (a *Agent) Wait(ctx context.Context, r *guestpb.WaitRequest) (*guestpb.WaitResponse, error) {
+	p, err := a.process(r.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.done:
+		return p.end, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Forget takes away what is left of a process. One that runs is killed.
+func (a *Agent) Forget(_ context.Context, r *guestpb.ForgetRequest) (*guestpb.ForgetResponse, error) {
+	if err := named(r.GetRef().GetApp()); err != nil {
+		return nil, err
+	}
+	if r.Ref.Exec != "" {
+		return &guestpb.ForgetResponse{}, a.forgetExec(r.Ref)
+	}
+	a.mu.Lock()
+	one := a.apps[r.Ref.App]
+	delete(a.apps, r.Ref.App)
+	a.mu.Unlock()
+	if one != nil && one.process != nil {
+		one.drop()
+		for _, p := range one.execs {
+			p.drop()
+		}
+	}
+	err := a.groups.remove(r.Ref.App)
+	return &guestpb.ForgetResponse{}, errors.Join(err, os.RemoveAll(filepath.Join(Scratch, r.Ref.App)))
+}
+
+func (a *Agent) forgetExec(r *guestpb.Ref) error {
+	if err := named(r.Exec); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	var p *process
+	if one := a.apps[r.App]; one != nil {
+		p = one.execs[r.Exec]
+		delete(one.execs, r.Exec)
+	}
+	a.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	p.drop()
+	dir := filepath.Join(a.groups.app(r.App), "exec-"+r.Exec)
+	if err := removeGroup(dir); !errors.Is(err, unix.EBUSY) { // a daemon that it left stays
+		return err
+	}
+	return nil
+}
+
+// Signal sends a signal to a process, or to all of an app.
+func (a *Agent) Signal(_ context.Context, r *guestpb.SignalRequest) (*guestpb.SignalResponse, error) {
+	p, err := a.process(r.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	if r.All {
+		dir := a.groups.app(r.Ref.App)
+		if r.Ref.Exec != "" {
+			dir = filepath.Join(dir, "exec-"+r.Ref.Exec)
+		}
+		if r.Signal == int32(unix.SIGKILL) {
+			return &guestpb.SignalResponse{}, a.groups.kill(dir)
+		}
+	}
+	select {
+	case <-p.done:
+		return &guestpb.SignalResponse{}, nil
+	default:
+	}
+	err = unix.Kill(p.pid, unix.Signal(r.Signal))
+	if errors.Is(err, unix.ESRCH) {
+		err = nil
+	}
+	return &guestpb.SignalResponse{}, err
+}
+
+// Read returns what a process said.
+func (a *Agent) Read(ctx context.Context, r *guestpb.ReadRequest) (*guestpb.ReadResponse, error) {
+	p, err := a.process(r.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	if r.Stream != 1 && r.Stream != 2 {
+		return nil, status.Errorf(codes.InvalidArgument, "stream %d: want 1 or 2", r.Stream)
+	}
+	data, eof, err := p.out[r.Stream-1].read(ctx, r.Offset)
+	if errors.Is(err, errOffset) {
+		err = status.Error(codes.OutOfRange, err.Error())
+	}
+	return &guestpb.ReadResponse{Data: data, Eof: eof}, err
+}
+
+// Write says something to a process.
+func (a *Agent) Write(ctx context.Context, r *guestpb.WriteRequest) (*guestpb.WriteResponse, error) {
+	p, err := a.process(r.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	if p.in == nil {
+		return nil, status.Error(codes.FailedPrecondition, "it has no stdin")
+	}
+	return &guestpb.WriteResponse{}, p.in.write(ctx, r.Offset, r.Data, r.Eof)
+}
+
+// Resize sets the size of a terminal.
+func (a *Agent) Resize(_ context.Context, r *guestpb.ResizeRequest) (*guestpb.ResizeResponse, error) {
+	p, err := a.process(r.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	if p.master == nil {
+		return nil, status.Error(codes.FailedPrecondition, "it has no terminal")
+	}
+	conn, err := p.master.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var set error
+	err = conn.Control(func(fd uintptr) {
+		set = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(r.Width), Row: uint16(r.Height)})
+	})
+	return &guestpb.ResizeResponse{}, errors.Join(err, set)
+}
+
+// Update changes limits of an app.
+func (a *Agent) Update(_ context.Context, r *guestpb.UpdateRequest) (*guestpb.UpdateResponse, error) {
+	if err := named(r.App); err != nil {
+		return nil, err
+	}
+	return &guestpb.UpdateResponse{}, a.groups.write(r.App, r.Files)
+}
+
+// Stats reads what an app uses, or the machine.
+func (a *Agent) Stats(_ context.Context, r *guestpb.StatsRequest) (*guestpb.StatsResponse, error) {
+	if r.App != "" {
+		if err := named(r.App); err != nil {
+			return nil, err
+		}
+	}
+	files, err := a.groups.read(r.App, r.Files)
+	if err != nil {
+		return nil, err
+	}
+	out := &guestpb.StatsResponse{Files: files, Time: time.Now().UnixNano()}
+	if r.App != "" {
+		if out.DiskBytes, out.DiskInodes, err = usage(filepath.Join(Scratch, r.App)); err != nil {
+			return nil, fmt.Errorf("measure the writable layer: %w", err)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,56 @@
+// Package guest is the agent in a virtual machine: its first process. It finds what the
+// host shares with it, sets up the network, and runs the apps of the pod that the
+// machine is. The host tells it what to do over vsock; package guestpb has the words.
+//
+// An app is a process in a cgroup, a mount namespace and a PID namespace of its own; the
+// machine's network, IPC and hostname are the pod's. Everything that a plan asks for in
+// matters of security is done here, by the code that does it for apps which are processes
+// of the host. What an app says and how it ended is kept until the host has it.
+//
+//	boot.go      what the first process does before there is an app
+//	network.go   the machine's interface
+//	agent.go     the calls
+//	process.go   a process, from its start to its end
+//	cgroup.go    limits and statistics
+//	output.go    what processes say; input.go, what is said to them
+package guest
+
+const (
+	// Port is where the agent listens, on vsock.
+	Port = 1024
+	// Tag is the name of the file system that the host shares.
+	Tag = "gantry"
+	// Share is where it is in the machine.
+	Share = "/run/share"
+	// Scratch is where the disk is that apps write to.
+	Scratch = "/run/scratch"
+	// ScratchSerial names that disk.
+	ScratchSerial = "gantry-scratch"
+	// MachineFile tells, in the share, what the machine is to be.
+	MachineFile = "machine.json"
+	// Shm is what the apps of the pod share as /dev/shm.
+	Shm = "/run/shm"
+)
+
+// Machine is what a machine is to be: the content of MachineFile.
+type Machine struct {
+	Hostname string            `json:"hostname,omitempty"`
+	Sysctls  map[string]string `json:"sysctls,omitempty"`
+	Network  *Interface        `json:"network,omitempty"`
+	ShmBytes int64             `json:"shmBytes,omitempty"`
+}
+
+// Interface is the machine's network: the addresses and routes that CNI gave the pod.
+type Interface struct {
+	Name      string   `json:"name"`
+	MAC       string   `json:"mac"`
+	MTU       int      `json:"mtu,omitempty"`
+	Addresses []string `json:"addresses,omitempty"` // with the length of their prefix
+	Routes    []Route  `json:"routes,omitempty"`
+}
+
+// Route leads to a network by a gateway, or by the interface alone.
+type Route struct {
+	To  string `json:"to"`
+	Via string `json:"via,omitempty"`
+}

@@ -1,0 +1,92 @@
+package guest
+
+import (
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// apply gives the machine its addresses and routes. They were checked where CNI gave
+// them: nothing is tried again here.
+func (i *Interface) apply() error {
+	loopback, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(loopback)
+	}
+	if err != nil {
+		return fmt.Errorf("loopback: %w", err)
+	}
+	if i == nil {
+		return nil
+	}
+	link, err := i.find()
+	if err != nil {
+		return err
+	}
+	if err := i.configure(link); err != nil {
+		return fmt.Errorf("interface %s: %w", i.Name, err)
+	}
+	for _, r := range i.Routes {
+		if err := r.add(link); err != nil {
+			return fmt.Errorf("route to %s by %q: %w", r.To, r.Via, err)
+		}
+	}
+	return nil
+}
+
+func (i *Interface) find() (netlink.Link, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range links {
+		if strings.EqualFold(l.Attrs().HardwareAddr.String(), i.MAC) {
+			return l, nil
+		}
+	}
+	return nil, fmt.Errorf("there is no interface with the address %s", i.MAC)
+}
+
+func (i *Interface) configure(link netlink.Link) error {
+	if i.Name != link.Attrs().Name {
+		if err := netlink.LinkSetName(link, i.Name); err != nil {
+			return err
+		}
+	}
+	if i.MTU > 0 {
+		if err := netlink.LinkSetMTU(link, i.MTU); err != nil {
+			return fmt.Errorf("MTU %d: %w", i.MTU, err)
+		}
+	}
+	for _, a := range i.Addresses {
+		address, err := netlink.ParseAddr(a)
+		if err != nil {
+			return err
+		}
+		if address.IP.To4() == nil { // the host has seen to it that nobody else has it
+			address.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrReplace(link, address); err != nil {
+			return fmt.Errorf("address %s: %w", a, err)
+		}
+	}
+	return netlink.LinkSetUp(link)
+}
+
+func (r Route) add(link netlink.Link) error {
+	_, to, err := net.ParseCIDR(r.To)
+	if err != nil {
+		return err
+	}
+	route := netlink.Route{LinkIndex: link.Attrs().Index, Dst: to, Gw: net.ParseIP(r.Via)}
+	if route.Gw == nil {
+		if r.Via != "" {
+			return fmt.Errorf("%q is no address", r.Via)
+		}
+		route.Scope = netlink.SCOPE_LINK
+	}
+	return netlink.RouteReplace(&route)
+}

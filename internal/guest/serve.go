@@ -1,0 +1,53 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/containerd/ttrpc"
+	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
+
+	"gantry/internal/guest/guestpb"
+)
+
+// First is what the first process of a machine does. It does not return: a machine
+// without it is none, so what goes wrong is said on the console and ends the machine.
+func First(ctx context.Context, version string) {
+	err := first(ctx, version)
+	fmt.Fprintf(os.Stderr, "gantry-guest: %v\n", err)
+	unix.Sync()
+	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
+		fmt.Fprintf(os.Stderr, "gantry-guest: power off: %v\n", err)
+	}
+	select {}
+}
+
+func first(ctx context.Context, version string) error {
+	if err := Boot(); err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	l, err := vsock.Listen(Port, nil)
+	if err != nil {
+		return fmt.Errorf("listen for the host: %w", err)
+	}
+	return NewAgent(version, cgroupRoot).Serve(ctx, l)
+}
+
+// Serve answers the host until ctx ends.
+func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	guestpb.RegisterGuestService(server, a)
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(ctx, l); err != nil && !errors.Is(err, ttrpc.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
