@@ -25,6 +25,7 @@ var mayImport = map[string][]string{
 	// What runs in a virtual machine.
 	"internal/guest":     {"internal/guest/guestpb", "internal/initproc"},
 	"internal/initramfs": {"internal/pod"},
+	"internal/machine":   {"internal/disk", "internal/guest", "internal/guest/guestpb", "internal/pod"},
 
 	// The parts. Each knows the domain, none knows another.
 	"internal/cdi":                   {"internal/pod"},
@@ -94,9 +95,9 @@ var fences = []fence{
 	{"github.com/coreos/go-systemd/v22/dbus", nil, "package systemd is the port to PID 1"},
 	{"github.com/coreos/go-systemd/v22/sdjournal", nil, "it needs cgo"},
 	{"github.com/containernetworking", []string{"internal/network"}, "what a CNI result is, is decided in one place"},
-	{"github.com/vishvananda", []string{"internal/guest", "internal/network", "internal/namespace"}, "netlink is the network's business"},
-	{"github.com/containerd/ttrpc", []string{"internal/guest", "internal/guest/guestpb"}, "what is said to a virtual machine is said in one place"},
-	{"github.com/mdlayher/vsock", []string{"internal/guest"}, "what is said to a virtual machine is said in one place"},
+	{"github.com/vishvananda", []string{"internal/guest", "internal/machine", "internal/network", "internal/namespace"}, "netlink is the network's business"},
+	{"github.com/containerd/ttrpc", []string{"internal/guest", "internal/guest/guestpb", "internal/machine"}, "what is said to a virtual machine is said in one place"},
+	{"github.com/mdlayher/vsock", []string{"internal/guest", "internal/machine"}, "what is said to a virtual machine is said in one place"},
 	{"github.com/cavaliergopher/cpio", []string{"internal/initramfs"}, "what a virtual machine boots into is made in one place"},
 	{"github.com/ulikunitz/xz", []string{"internal/initramfs"}, "it unpacks modules"},
 	{"go.podman.io/image", []string{"internal/image"}, "the registry client is big, and is replaced in one place if it must be"},

@@ -43,7 +43,7 @@ type Machine struct {
 // Interface is the machine's network: the addresses and routes that CNI gave the pod.
 type Interface struct {
 	Name      string   `json:"name"`
-	MAC       string   `json:"mac"`
+	MAC       string   `json:"mac"` // the pod's interface has it, and the machine takes it
 	MTU       int      `json:"mtu,omitempty"`
 	Addresses []string `json:"addresses,omitempty"` // with the length of their prefix
 	Routes    []Route  `json:"routes,omitempty"`

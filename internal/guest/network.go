@@ -1,9 +1,9 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"net"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -37,20 +37,28 @@ func (i *Interface) apply() error {
 	return nil
 }
 
+// find returns the machine's network card: its only interface of that kind.
 func (i *Interface) find() (netlink.Link, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range links {
-		if strings.EqualFold(l.Attrs().HardwareAddr.String(), i.MAC) {
+		if l.Type() == "device" && l.Attrs().EncapType == "ether" {
 			return l, nil
 		}
 	}
-	return nil, fmt.Errorf("there is no interface with the address %s", i.MAC)
+	return nil, errors.New("there is no network card")
 }
 
 func (i *Interface) configure(link netlink.Link) error {
+	address, err := net.ParseMAC(i.MAC)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetHardwareAddr(link, address); err != nil {
+		return fmt.Errorf("hardware address %s: %w", i.MAC, err)
+	}
 	if i.Name != link.Attrs().Name {
 		if err := netlink.LinkSetName(link, i.Name); err != nil {
 			return err

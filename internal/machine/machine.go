@@ -1,0 +1,48 @@
+// Package machine is the host's side of a pod's virtual machine: what has to be there before it
+// boots, and the proxies that stand for its apps and their execs among the host's
+// processes.
+//
+//	prepare.go  the share, the writable disk, what the machine is to be
+//	network.go  the way from the pod's interface into the machine
+//	client.go   calls of the agent
+package machine
+
+import (
+	"fmt"
+	"hash/fnv"
+
+	"gantry/internal/guest"
+)
+
+const (
+	// ShareDir, below the pod's run directory, is what the machine sees of the host.
+	ShareDir = "share"
+	// Disk, below the pod's directory, is what its apps write to.
+	Disk = "scratch.img"
+	// PlanFile, below the pod's directory, is the Plan.
+	PlanFile = "machine.json"
+)
+
+// Plan is what is known of a machine before the pod has a network.
+type Plan struct {
+	Machine guest.Machine `json:"machine"`
+	// CID is the machine's address on vsock.
+	CID uint32 `json:"cid"`
+	// Run is the pod's run directory.
+	Run string `json:"run"`
+	// DiskBytes is the size of the writable disk; 0 leaves the apps memory to write to.
+	DiskBytes int64 `json:"diskBytes,omitempty"`
+}
+
+// Address is where a pod's machine is on vsock. The kernel refuses a second machine of the
+// same address: one in four thousand millions, and the pod is made again with another ID.
+func Address(podID string) uint32 {
+	const reserved = 3 // and below: any, the hypervisor, the host
+	h := fnv.New32a()
+	fmt.Fprint(h, podID)
+	sum := h.Sum32()
+	if sum <= reserved || sum == 1<<32-1 {
+		return reserved + 1
+	}
+	return sum
+}

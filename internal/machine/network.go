@@ -1,0 +1,103 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"gantry/internal/guest"
+)
+
+const (
+	// podInterface is the one that CNI makes.
+	podInterface = "eth0"
+	// Tap is the end of the machine's network in the pod's network namespace.
+	Tap = "tap0"
+)
+
+// connect makes the tap in the network namespace that it is called in, and sends all that
+// comes on one interface out of the other: the machine has the pod's addresses, and CNI
+// need not know of it. It returns what the machine's interface is to be.
+func connect() (*guest.Interface, error) {
+	pod, err := netlink.LinkByName(podInterface)
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", podInterface, err)
+	}
+	tap := &netlink.Tuntap{
+		LinkAttrs: netlink.LinkAttrs{Name: Tap, MTU: pod.Attrs().MTU},
+		Mode:      netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_VNET_HDR | netlink.TUNTAP_NO_PI,
+	}
+	if err := netlink.LinkAdd(tap); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("make %s: %w", Tap, err)
+	}
+	link, err := netlink.LinkByName(Tap)
+	if err == nil {
+		err = netlink.LinkSetUp(link)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("set %s up: %w", Tap, err)
+	}
+	for _, way := range [][2]netlink.Link{{pod, link}, {link, pod}} {
+		if err := redirect(way[0], way[1]); err != nil {
+			return nil, fmt.Errorf("redirect %s to %s: %w", way[0].Attrs().Name, way[1].Attrs().Name, err)
+		}
+	}
+	return interfaceOf(pod)
+}
+
+func redirect(from, to netlink.Link) error {
+	at := netlink.QdiscAttrs{LinkIndex: from.Attrs().Index, Parent: netlink.HANDLE_INGRESS, Handle: netlink.MakeHandle(0xffff, 0)}
+	if err := netlink.QdiscAdd(&netlink.Ingress{QdiscAttrs: at}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("take what comes in: %w", err)
+	}
+	return netlink.FilterReplace(&netlink.MatchAll{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: at.LinkIndex, Parent: at.Handle, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL},
+		Actions: []netlink.Action{&netlink.MirredAction{
+			ActionAttrs: netlink.ActionAttrs{Action: netlink.TC_ACT_STOLEN}, MirredAction: netlink.TCA_EGRESS_REDIR, Ifindex: to.Attrs().Index,
+		}},
+	})
+}
+
+// interfaceOf reads the addresses and routes that CNI gave an interface.
+func interfaceOf(link netlink.Link) (*guest.Interface, error) {
+	out := &guest.Interface{Name: podInterface, MAC: link.Attrs().HardwareAddr.String(), MTU: link.Attrs().MTU}
+	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addresses {
+		if !a.IP.IsLinkLocalUnicast() { // the machine's kernel makes its own
+			out.Addresses = append(out.Addresses, a.IPNet.String())
+		}
+	}
+	routes, err := netlink.RouteList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst != nil && r.Dst.IP.IsLinkLocalUnicast() || r.Protocol == unix.RTPROT_KERNEL {
+			continue // it comes with an address
+		}
+		out.Routes = append(out.Routes, route(r))
+	}
+	return out, nil
+}
+
+func route(r netlink.Route) guest.Route {
+	out := guest.Route{}
+	if r.Gw != nil {
+		out.Via = r.Gw.String()
+	}
+	switch {
+	case r.Dst != nil:
+		out.To = r.Dst.String()
+	case r.Gw.To4() != nil || r.Family == unix.AF_INET:
+		out.To = (&net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}).String()
+	default:
+		out.To = (&net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}).String()
+	}
+	return out
+}

@@ -1,0 +1,98 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"gantry/internal/disk"
+	"gantry/internal/guest"
+	"gantry/internal/pod"
+)
+
+// Prepare makes what a machine needs before it boots. It is called in the pod's network
+// namespace, by the machine's unit, and may be called again.
+func Prepare(ctx context.Context, podDir string) error {
+	var plan Plan
+	data, err := os.ReadFile(filepath.Join(podDir, PlanFile))
+	if err == nil {
+		err = json.Unmarshal(data, &plan)
+	}
+	if err != nil {
+		return fmt.Errorf("prepare machine: read plan: %w", err)
+	}
+	if plan.Machine.Network, err = connect(); err != nil {
+		return fmt.Errorf("prepare machine: network: %w", err)
+	}
+	if err := share(filepath.Join(plan.Run, ShareDir), plan.Machine); err != nil {
+		return fmt.Errorf("prepare machine: share: %w", err)
+	}
+	if err := makeDisk(ctx, filepath.Join(podDir, Disk), plan.DiskBytes); err != nil {
+		return fmt.Errorf("prepare machine: writable disk: %w", err)
+	}
+	return nil
+}
+
+// share makes the directory that the machine sees. What is mounted in it later comes
+// through to whoever has it already.
+func share(dir string, m guest.Machine) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	mounted, err := isMount(dir)
+	if err != nil {
+		return err
+	}
+	if !mounted {
+		if err := unix.Mount("gantry", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700,size=4m"); err != nil {
+			return fmt.Errorf("mount: %w", err)
+		}
+	}
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share mounts: %w", err)
+	}
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return disk.WriteFile(filepath.Join(dir, guest.MachineFile), data, 0o600)
+}
+
+func isMount(dir string) (bool, error) {
+	var stat unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &stat); err != nil {
+		return false, err
+	}
+	return stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// makeDisk makes a disk that takes room when it is written to.
+func makeDisk(ctx context.Context, path string, size int64) error {
+	if size == 0 || disk.Exists(path) {
+		return nil
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, nil, 0o600); err != nil {
+		return err
+	}
+	if err := os.Truncate(tmp, size); err != nil {
+		return err
+	}
+	// What is not written yet is made by the machine, when it is idle; a journal would be
+	// for a machine that comes again, and this one does not.
+	cmd := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", tmp)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		if errors.Is(err, exec.ErrNotFound) {
+			return fmt.Errorf("mkfs.ext4 is missing, install e2fsprogs: %w", pod.ErrUnsupported)
+		}
+		return fmt.Errorf("mkfs.ext4: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return os.Rename(tmp, path)
+}
