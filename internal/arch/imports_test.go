@@ -34,6 +34,7 @@ var mayImport = map[string][]string{
 	"internal/image":                 {"internal/disk", "internal/image/erofs", "internal/pod", "internal/unit"},
 	"internal/image/erofs":           {},
 	"internal/isolator":              {"internal/pod", "internal/unit"},
+	"internal/isolator/contract":     {"internal/isolator", "internal/pod", "internal/unit"},
 	"internal/isolator/fly":          {"internal/initproc", "internal/isolator", "internal/isolator/recipe", "internal/pod", "internal/unit"},
 	"internal/isolator/kvm":          {"internal/guest", "internal/isolator", "internal/isolator/recipe", "internal/pod", "internal/unit"},
 	"internal/isolator/oci":          {"internal/initproc", "internal/isolator", "internal/isolator/recipe", "internal/pod", "internal/unit"},
@@ -45,7 +46,7 @@ var mayImport = map[string][]string{
 	"internal/podstore/writer":       {"internal/disk", "internal/pod", "internal/podstore"},
 	"internal/stdio":                 {"internal/crilog", "internal/disk", "internal/journal", "internal/pod"},
 	"internal/systemd":               {"internal/unit"},
-	"internal/isolator/isolatortest": {"internal/isolator", "internal/pod", "internal/unit"},
+	"internal/isolator/isolatortest": {"internal/isolator", "internal/isolator/contract"},
 	"internal/network/networktest":   {},
 	"internal/systemd/systemdtest":   {"internal/systemd", "internal/unit"},
 

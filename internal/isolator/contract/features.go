@@ -1,8 +1,7 @@
-package isolatortest
+package contract
 
 import (
 	"errors"
-	"testing"
 
 	"gantry/internal/isolator"
 	"gantry/internal/pod"
@@ -10,8 +9,9 @@ import (
 
 // features checks each feature both ways: one that is announced yields a plan, one
 // that is not is refused by name. Nothing is ever left out in silence.
-func (s suite) features(t *testing.T) {
+func (s suite) features() error {
 	f := s.iso.Features()
+	var w wrong
 	for _, test := range []struct {
 		name  string
 		given bool
@@ -51,11 +51,12 @@ func (s suite) features(t *testing.T) {
 		err := errors.Join(podErr, appErr)
 		switch {
 		case test.given && err != nil:
-			t.Errorf("%s is announced, but refused: %v", test.name, err)
+			w.add("%s is announced, but refused: %v", test.name, err)
 		case !test.given && !errors.Is(err, pod.ErrUnsupported):
-			t.Errorf("%s is not announced: want pod.ErrUnsupported, got %v", test.name, err)
+			w.add("%s is not announced: want pod.ErrUnsupported, got %v", test.name, err)
 		}
 	}
+	return w.all()
 }
 
 func setPID(in *isolator.App, m pod.NamespaceMode) {
