@@ -17,7 +17,6 @@ import (
 	"gantry/internal/isolator"
 	"gantry/internal/pod"
 	"gantry/internal/stdio"
-	"gantry/internal/systemd"
 	"gantry/internal/unit"
 )
 
@@ -157,7 +156,11 @@ func (e *Engine) plan(p *pod.Pod, a *pod.App, secret pod.Secret, r pod.Resources
 	if in.SeccompProfile, err = seccompProfile(a); err != nil {
 		return isolator.Plan{}, nil, err
 	}
-	plan, err := e.iso[p.Isolator].App(in)
+	iso, err := e.isolatorOf(p)
+	if err != nil {
+		return isolator.Plan{}, nil, err
+	}
+	plan, err := iso.App(in)
 	if err != nil {
 		return isolator.Plan{}, nil, err
 	}
@@ -257,8 +260,7 @@ func (e *Engine) stopApp(ctx context.Context, id pod.ID, grace time.Duration) er
 		first := e.stops.begin(id)
 		defer e.stops.end(id)
 		if first {
-			err := e.cfg.Systemd.Kill(ctx, unit.App(string(id)), "main", s.StopSignal)
-			if err := ignore(err, systemd.ErrNotFound); err != nil {
+			if err := e.signalApp(ctx, s); err != nil {
 				return err
 			}
 		}

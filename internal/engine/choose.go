@@ -55,11 +55,40 @@ func (e *Engine) choose(p *pod.Pod) (isolator.Isolator, error) {
 		return nil, fmt.Errorf("isolator %q (%s): %w; this node has %s", name, by, pod.ErrNotFound, strings.Join(e.isolatorNames(), ", "))
 	}
 	usual := e.iso[e.cfg.Isolator]
+	for _, i := range []isolator.Isolator{chosen, usual} {
+		// How much one isolates that does not work is not known, nor which is the weaker.
+		if err := usable(i); err != nil {
+			return nil, fmt.Errorf("isolator %s (%s): %w", i.Name(), by, err)
+		}
+	}
 	if chosen.Features().Isolation < usual.Features().Isolation && !e.weaker.Load().allows(p) {
 		return nil, fmt.Errorf("isolator %s (%s) isolates less than the node's default %s, and for pod %s/%s that is %w; the operator allows it by isolator.weaker-namespaces or isolator.weaker-labels",
 			name, by, usual.Name(), p.Namespace, p.Name, pod.ErrForbidden)
 	}
 	return chosen, nil
+}
+
+// foreign is an isolator that is not part of this program, and may not work.
+type foreign interface {
+	// Source is the file that it is.
+	Source() string
+	// Usable tells why it cannot be used, nil if it can.
+	Usable() error
+}
+
+func usable(i isolator.Isolator) error {
+	if f, ok := i.(foreign); ok {
+		return f.Usable()
+	}
+	return nil
+}
+
+// isolatorOf is the one that a pod was made with.
+func (e *Engine) isolatorOf(p *pod.Pod) (isolator.Isolator, error) {
+	if iso, ok := e.iso[p.Isolator]; ok {
+		return iso, nil
+	}
+	return nil, fmt.Errorf("isolator %q of pod %s is not on this node any more: %w", p.Isolator, p.ID, pod.ErrNotFound)
 }
 
 // shareHost makes a record say what namespaces a pod or an app gets of an isolator

@@ -140,7 +140,9 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	e.view.entries = map[pod.ID]*entry{}
 	e.view.owner = map[pod.ID]pod.ID{}
 	for _, i := range cfg.Isolators {
-		e.iso[i.Name()] = i
+		if e.iso[i.Name()] == nil { // the first of a name has it
+			e.iso[i.Name()] = i
+		}
 	}
 	if e.iso[cfg.Isolator] == nil {
 		return nil, fmt.Errorf("default isolator %q: %w", cfg.Isolator, pod.ErrNotFound)
@@ -193,16 +195,23 @@ func (e *Engine) Network() *network.Network { return e.cfg.Network }
 // Features lists the isolators and what they honour; the default's name is first.
 func (e *Engine) Features() []IsolatorFeatures {
 	usual := e.iso[e.cfg.Isolator]
-	out := []IsolatorFeatures{{usual.Name(), usual.Name(), usual.Features()}}
+	out := []IsolatorFeatures{featuresOf(usual.Name(), usual)}
 	for _, i := range e.cfg.Isolators {
-		if i.Name() != e.cfg.Isolator {
-			out = append(out, IsolatorFeatures{i.Name(), i.Name(), i.Features()})
+		if i != usual {
+			out = append(out, featuresOf(i.Name(), i))
 		}
 	}
 	names := slices.Sorted(maps.Keys(e.cfg.Handlers))
 	for _, name := range names {
-		of := e.iso[e.cfg.Handlers[name]]
-		out = append(out, IsolatorFeatures{name, of.Name(), of.Features()})
+		out = append(out, featuresOf(name, e.iso[e.cfg.Handlers[name]]))
+	}
+	return out
+}
+
+func featuresOf(name string, i isolator.Isolator) IsolatorFeatures {
+	out := IsolatorFeatures{Name: name, Isolator: i.Name(), Features: i.Features()}
+	if f, ok := i.(foreign); ok {
+		out.Source, out.Broken = f.Source(), f.Usable()
 	}
 	return out
 }
@@ -212,6 +221,10 @@ type IsolatorFeatures struct {
 	Name     string
 	Isolator string
 	Features isolator.Features
+	// Source is the file that it is; "" for one of this program.
+	Source string
+	// Broken tells why it cannot be used, nil if it can.
+	Broken error
 }
 
 func (e *Engine) runDir(id pod.ID) string { return podRunDir(e.cfg.Run, id) }

@@ -66,9 +66,13 @@ func (e *Engine) planExec(app pod.AppStatus, p pod.Process) (isolator.Exec, erro
 	if err != nil {
 		return isolator.Exec{}, err
 	}
-	return e.iso[s.Isolator].Exec(isolator.App{
+	iso, err := e.isolatorOf(s.Pod)
+	if err != nil {
+		return isolator.Exec{}, err
+	}
+	return iso.Exec(isolator.App{
 		Pod: s.Pod, App: app.App, Secret: secret, Dir: e.dirs(app.Pod, app.ID),
-		Resources: app.Current,
+		Resources: app.Current, PID: app.PID,
 	}, p)
 }
 

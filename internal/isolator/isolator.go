@@ -97,6 +97,8 @@ type App struct {
 	// HolderPID is the process that holds the pod's shared PID namespace, and
 	// TargetPID the one whose namespace a NamespaceTarget app joins.
 	HolderPID, TargetPID int
+	// PID is the app's process, where it runs: for an Exec.
+	PID int
 	// Resources in force (the App's, or those of a later update).
 	Resources pod.Resources
 	// SeccompProfile is what the file Security.Seccomp.Localhost holds.
