@@ -29,20 +29,8 @@ func unitCgroup() (string, error) {
 	return filepath.Join(cgroupRoot, strings.TrimSuffix(path, "/.control")), nil
 }
 
-func unitName() (string, error) {
-	dir, err := unitCgroup()
-	return filepath.Base(dir), err
-}
-
 // writeCgroup sets limits that systemd has no property for, or would round.
-func writeCgroup(files []CgroupFile) error {
-	if len(files) == 0 {
-		return nil
-	}
-	dir, err := unitCgroup()
-	if err != nil {
-		return err
-	}
+func writeCgroup(dir string, files []CgroupFile) error {
 	for _, f := range files {
 		if strings.ContainsRune(f.Name, '/') {
 			return fmt.Errorf("%q is no cgroup file", f.Name)

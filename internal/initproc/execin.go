@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -56,12 +57,12 @@ func execProcess(dir, file, console string) error {
 	if run == nil {
 		return fmt.Errorf("app %s has not run", s.App)
 	}
-	process, err := openApp(*run)
+	mounts, err := openApp(*run)
 	if err != nil {
 		return fmt.Errorf("find the process of app %s: %w", s.App, err)
 	}
-	defer unix.Close(process)
-	root, err := rootfsOf(process, s.Rootfs.Target)
+	defer unix.Close(mounts)
+	root, err := rootfsOf(mounts, s.Rootfs.Target)
 	if err != nil {
 		return fmt.Errorf("find the rootfs of app %s: %w", s.App, err)
 	}
@@ -73,30 +74,38 @@ func execProcess(dir, file, console string) error {
 	if err != nil {
 		return fmt.Errorf("get stdio: %w", err)
 	}
-	b := becoming{Process: p, mounts: process, root: root, files: stdio.files, ready: func() error { return nil }}
+	b := becoming{Process: p, mounts: mounts, root: root, files: stdio.files, ready: func() error { return nil }}
 	return b.run()
 }
 
-// openApp opens the app's process. Its number may be another one's by now: the app's
-// is in its unit.
+// openApp opens the mount namespace of the app's process. Its number may be another one's
+// by now: the app's is in its unit. It is looked up in the host's /proc, and is none of the
+// PID namespace that we may have been put into.
 func openApp(run pod.Run) (int, error) {
-	process, err := unix.PidfdOpen(run.PID, 0)
+	process, err := os.OpenRoot(filepath.Join("/proc", strconv.Itoa(run.PID)))
 	if err != nil {
 		return -1, err
 	}
-	group, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(run.PID), "cgroup"))
-	if err == nil && !strings.Contains(string(group), "/"+run.Unit) {
-		err = fmt.Errorf("process %d is not of %s: %w", run.PID, run.Unit, unix.ESRCH)
-	}
+	defer process.Close()
+	group, err := process.ReadFile("cgroup")
 	if err != nil {
-		unix.Close(process)
+		return -1, err
 	}
-	return process, err
+	if !strings.Contains(string(group), "/"+run.Unit) {
+		return -1, fmt.Errorf("process %d is not of %s: %w", run.PID, run.Unit, unix.ESRCH)
+	}
+	dir, err := process.Open("ns")
+	if err != nil {
+		return -1, err
+	}
+	defer dir.Close()
+	// What the entry is a link to is no path.
+	return unix.Openat(int(dir.Fd()), "mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 }
 
-// rootfsOf opens the rootfs where a process sees it. The thread that looks is left
+// rootfsOf opens the rootfs where a mount namespace has it. The thread that looks is left
 // behind: it sees nothing else from then on.
-func rootfsOf(process int, target string) (root rootfs, err error) {
+func rootfsOf(mounts int, target string) (root rootfs, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -104,7 +113,7 @@ func rootfsOf(process int, target string) (root rootfs, err error) {
 		if err = unix.Unshare(unix.CLONE_FS); err != nil {
 			return
 		}
-		if err = unix.Setns(process, unix.CLONE_NEWNS); err != nil {
+		if err = unix.Setns(mounts, unix.CLONE_NEWNS); err != nil {
 			return
 		}
 		root, err = openRootfs(target)

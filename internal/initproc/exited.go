@@ -192,6 +192,8 @@ func spool(app, dir string) error {
 // left: systemd has killed them all before it runs us.
 func cleanRuntime(s Start) error {
 	switch {
+	case s.Program:
+		return nil
 	case s.Self == nil:
 	case s.Self.OnHost:
 		return UnmountRootfs(s.Rootfs.Target)

@@ -40,6 +40,7 @@ const (
 const Usage = `gantry-init is run by systemd, around the apps of Gantry:
 
   gantry-init start APPDIR      mounts the rootfs; runs the OCI runtime and leaves, or becomes the app
+  gantry-init inside APPDIR     becomes an app, inside of what another program put around it
   gantry-init exec APPDIR PROCESS LOG [CONSOLE]   runs a process in an app of this kind
   gantry-init exited APPDIR     records how the app ended
   gantry-init exited-outside APP   the same, where that was killed
@@ -77,6 +78,8 @@ func Main(argv0 string, args []string) error {
 	switch args[0] {
 	case "start":
 		return start(args[1])
+	case "inside":
+		return inside(args[1])
 	case "exited":
 		return exited(args[1])
 	case "exited-outside":

@@ -13,7 +13,7 @@ import (
 // notifyMain makes pid the main process of our unit and the unit ready, in one
 // datagram, and waits until PID 1 has read it.
 func notifyMain(pid int) error {
-	conn, err := notifySocket()
+	conn, err := notifySocket(os.Getenv("NOTIFY_SOCKET"))
 	if err != nil {
 		return err
 	}
@@ -24,8 +24,7 @@ func notifyMain(pid int) error {
 	return barrier(conn)
 }
 
-func notifySocket() (*net.UnixConn, error) {
-	name := os.Getenv("NOTIFY_SOCKET")
+func notifySocket(name string) (*net.UnixConn, error) {
 	if name == "" {
 		return nil, errors.New("NOTIFY_SOCKET is not set: run as a service of Type=notify")
 	}

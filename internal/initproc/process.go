@@ -80,18 +80,29 @@ func (b *becoming) run() error {
 		return fmt.Errorf("shut out tracers: %w", err)
 	}
 	b.asked, b.done = make(chan func() error), make(chan error)
-	thread := make(chan int, 1)
+	thread := make(chan string, 1)
 	go func() {
 		runtime.LockOSThread() // for good: what the thread has become nobody else may get
-		thread <- unix.Gettid()
+		thread <- ownThread()
 		b.done <- b.become()
 	}()
 	return b.attend(<-thread)
 }
 
+// ownThread is the directory of the calling thread in /proc, which may be that of another
+// PID namespace than ours.
+func ownThread() string {
+	const self = "thread-self"
+	link, err := os.Readlink("/proc/" + self)
+	if err != nil {
+		link = self // no other thread can look then, and all waits for the thread alone
+	}
+	return "/proc/" + link
+}
+
 // attend does what the thread asks for, until it fails. A seccomp profile may have it
 // killed alone, so that nobody would tell.
-func (b *becoming) attend(thread int) error {
+func (b *becoming) attend(thread string) error {
 	const often = time.Second
 	tick := time.NewTicker(often)
 	defer tick.Stop()
@@ -110,8 +121,8 @@ func (b *becoming) attend(thread int) error {
 }
 
 // lives tells whether a thread of ours runs. The first one stays as a zombie.
-func lives(thread int) bool {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", thread))
+func lives(thread string) bool {
+	data, err := os.ReadFile(thread + "/stat")
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH)
 	}

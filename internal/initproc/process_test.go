@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -46,20 +47,22 @@ func TestLives(t *testing.T) {
 	t.Parallel()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if !lives(unix.Gettid()) {
+	if !lives(ownThread()) {
 		t.Error("this thread does not run")
 	}
-	tid := os.Getpid()
-	for tid == os.Getpid() { // the first thread does not end
-		gone := make(chan int, 1)
+	self := strconv.Itoa(os.Getpid())
+	first := "/proc/" + self + "/task/" + self
+	thread := first
+	for thread == first { // it does not end
+		gone := make(chan string, 1)
 		go func() {
 			runtime.LockOSThread() // and never unlocked: it ends with the goroutine
-			gone <- unix.Gettid()
+			gone <- ownThread()
 		}()
-		tid = <-gone
+		thread = <-gone
 	}
 	deadline := time.Now().Add(10 * time.Second)
-	for lives(tid) {
+	for lives(thread) {
 		if time.Now().After(deadline) {
 			t.Fatal("a thread that has ended runs")
 		}

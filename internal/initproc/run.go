@@ -67,10 +67,19 @@ func startApp(dir string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read plan: %w", err)
 	}
-	if s.Self != nil {
+	switch {
+	case s.Program:
+		return 0, runProgram(s, dir)
+	case len(s.Around) > 0:
+		return 0, runAround(s, dir)
+	case s.Self != nil:
 		return 0, runSelf(s, dir)
 	}
-	stdio, err := fetchStdio(s.Stdio, dir)
+	u, err := ownUnit()
+	if err != nil {
+		return 0, err
+	}
+	stdio, err := fetchStdio(s.Stdio, dir, u)
 	if err != nil {
 		return 0, fmt.Errorf("fetch stdio: %w", err)
 	}
@@ -82,20 +91,20 @@ func startApp(dir string) (int, error) {
 		return 0, fmt.Errorf("create container: %w", err)
 	}
 	stdio.close()
-	return pid, letGo(s, dir, pid, stdio.console != "")
+	return pid, letGo(s, dir, u, pid, stdio.console != "")
 }
 
 // letGo hands the app's process, which waits, over to PID 1 and lets it run.
-func letGo(s Start, dir string, pid int, console bool) error {
+func letGo(s Start, dir string, u unitFacts, pid int, console bool) error {
 	if console {
 		if err := awaitConsole(s.Stdio, s.App); err != nil {
 			return err
 		}
 	}
-	if err := writeCgroup(s.Cgroup); err != nil {
+	if err := writeCgroup(u.Cgroup, s.Cgroup); err != nil {
 		return fmt.Errorf("set cgroup limits: %w", err)
 	}
-	if err := writeRun(dir, pid); err != nil {
+	if err := writeRun(dir, u, pid); err != nil {
 		return err
 	}
 	if err := notifyMain(pid); err != nil {
@@ -145,17 +154,26 @@ func create(s Start, io stdioFiles) (int, error) {
 	return pid, nil
 }
 
-func writeRun(dir string, pid int) error {
+// unitFacts are what is known of the unit that we run in, also by who cannot see it any
+// more: in other namespaces and with another environment.
+type unitFacts struct {
+	Invocation string `json:"invocation"`
+	Cgroup     string `json:"cgroup"` // its directory
+	Notify     string `json:"notify"` // the socket of systemd
+}
+
+func ownUnit() (unitFacts, error) {
+	dir, err := unitCgroup()
+	return unitFacts{os.Getenv("INVOCATION_ID"), dir, os.Getenv("NOTIFY_SOCKET")}, err
+}
+
+func writeRun(dir string, u unitFacts, pid int) error {
 	boot, err := bootID()
 	if err != nil {
 		return err
 	}
-	unit, err := unitName()
-	if err != nil {
-		return err
-	}
 	record, err := json.Marshal(pod.Run{
-		BootID: boot, Unit: unit, InvocationID: os.Getenv("INVOCATION_ID"), PID: pid, Started: time.Now(),
+		BootID: boot, Unit: filepath.Base(u.Cgroup), InvocationID: u.Invocation, PID: pid, Started: time.Now(),
 	})
 	if err != nil {
 		return fmt.Errorf("write run record: %w", err)

@@ -44,7 +44,11 @@ func runSelf(s Start, dir string) error {
 	if err := protectProgram(p); err != nil {
 		return err
 	}
-	stdio, err := fetchStdio(s.Stdio, dir)
+	u, err := ownUnit()
+	if err != nil {
+		return err
+	}
+	stdio, err := fetchStdio(s.Stdio, dir, u)
 	if err != nil {
 		return fmt.Errorf("fetch stdio: %w", err)
 	}
@@ -56,6 +60,20 @@ func runSelf(s Start, dir string) error {
 			return fmt.Errorf("keep the rootfs to ourselves: %w", err)
 		}
 	}
+	return settle(s, p, settling{dir: dir, unit: u, pid: os.Getpid(), stdio: stdio})
+}
+
+// settling is what settle is told beside the plan.
+type settling struct {
+	dir   string
+	unit  unitFacts
+	pid   int // the app's, as the host counts
+	stdio stdioFiles
+}
+
+// settle furnishes the mounted rootfs and becomes the app in it.
+func settle(s Start, p Process, in settling) error {
+	stdio := in.stdio
 	root, err := furnish(s, p)
 	if err != nil {
 		return fmt.Errorf("furnish rootfs: %w", err)
@@ -74,15 +92,15 @@ func runSelf(s Start, dir string) error {
 			return err
 		}
 	}
-	if err := writeCgroup(s.Cgroup); err != nil {
+	if err := writeCgroup(in.unit.Cgroup, s.Cgroup); err != nil {
 		return fmt.Errorf("set cgroup limits: %w", err)
 	}
-	conn, err := notifySocket()
+	conn, err := notifySocket(in.unit.Notify)
 	if err != nil {
 		return fmt.Errorf("tell systemd: %w", err)
 	}
 	defer conn.Close()
-	if err := writeRun(dir, os.Getpid()); err != nil {
+	if err := writeRun(in.dir, in.unit, in.pid); err != nil {
 		return err
 	}
 	return becomeApp(p, root, stdio.files, conn)

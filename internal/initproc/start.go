@@ -7,6 +7,12 @@ type Start struct {
 	App string `json:"app"`
 	// Self has gantry-init run the app itself; without it the OCI runtime does.
 	Self *Self `json:"self,omitempty"`
+	// Around is the command line of a program that is put around the app: gantry-init
+	// becomes it, and what it runs in place of AppArg becomes the app. It needs Self.
+	Around []string `json:"around,omitempty"`
+	// Program has gantry-init become what process.json says as it is, a program of the
+	// host. The rootfs is mounted, and all else is that program's.
+	Program bool `json:"program,omitempty"`
 	// Runtime is the OCI runtime's command line up to the subcommand.
 	Runtime []string `json:"runtime,omitempty"`
 	// RuntimeMS is how long, in milliseconds, the runtime may take to create or start

@@ -42,11 +42,11 @@ const stdioTime = time.Minute
 
 // fetchStdio asks gantry-stdio for the app's stdio. A connection that breaks is
 // made again: gantry-stdio may be killed at any moment and then starts anew.
-func fetchStdio(s Stdio, dir string) (stdioFiles, error) {
+func fetchStdio(s Stdio, dir string, u unitFacts) (stdioFiles, error) {
 	if s.Socket == "" {
 		return ownStdio()
 	}
-	reply, files, err := askStdio(s.Socket, stdioRequest{Op: "start", Dir: dir, Invocation: os.Getenv("INVOCATION_ID")}, stdioTime)
+	reply, files, err := askStdio(s.Socket, stdioRequest{Op: "start", Dir: dir, Invocation: u.Invocation}, stdioTime)
 	if err != nil {
 		return stdioFiles{}, err
 	}

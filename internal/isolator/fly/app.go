@@ -123,6 +123,13 @@ func (f *Fly) check(in isolator.App) (isolator.App, error) {
 	return in, recipe.CheckTree("rootfs", in.Rootfs)
 }
 
+func rootfs(in isolator.App) initproc.Rootfs {
+	return initproc.Rootfs{
+		Lower: []string{in.Rootfs.Path}, Upper: path.Join(in.Dir.App, upperDir), Work: path.Join(in.Dir.App, workDir),
+		Target: target, Shared: recipe.HasShared(in.App),
+	}
+}
+
 func (f *Fly) start(in isolator.App, l recipe.Limits) (s initproc.Start, host bool, err error) {
 	if host, err = inHostMounts(in.Pod); err != nil {
 		return s, false, err
@@ -138,14 +145,11 @@ func (f *Fly) start(in isolator.App, l recipe.Limits) (s initproc.Start, host bo
 	self.OnHost = host
 	s = initproc.Start{
 		Pod: string(in.Pod.ID), App: string(in.App.ID), Self: &self,
-		Rootfs: initproc.Rootfs{
-			Lower: []string{in.Rootfs.Path}, Upper: path.Join(in.Dir.App, upperDir), Work: path.Join(in.Dir.App, workDir),
-			Target: target, Shared: recipe.HasShared(in.App) && !host,
-		},
-		Stdio: initproc.Stdio{Socket: f.cfg.StdioSocket, TTY: in.App.TTY},
+		Rootfs: rootfs(in),
+		Stdio:  initproc.Stdio{Socket: f.cfg.StdioSocket, TTY: in.App.TTY},
 	}
 	if host {
-		s.Rootfs.Target = hostTarget(in.App.ID)
+		s.Rootfs.Target, s.Rootfs.Shared = hostTarget(in.App.ID), false
 	}
 	for _, c := range l.Files {
 		s.Cgroup = append(s.Cgroup, initproc.CgroupFile(c))

@@ -14,6 +14,7 @@
 //	mounts.go   what is in its rootfs
 //	process.go  what is executed, in an app and in an exec
 //	seccomp.go  profiles for the kernel
+//	inside.go   the same, inside of what another isolator puts around an app
 package fly
 
 import (

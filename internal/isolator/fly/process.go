@@ -66,6 +66,10 @@ func (f *Fly) execProcess(in isolator.App, p pod.Process) (initproc.Process, err
 	if err != nil {
 		return initproc.Process{}, err
 	}
+	return f.execOf(in, p)
+}
+
+func (f *Fly) execOf(in isolator.App, p pod.Process) (initproc.Process, error) {
 	if err := recipe.CheckArgv(p.Argv); err != nil {
 		return initproc.Process{}, err
 	}
