@@ -28,13 +28,17 @@ var mayImport = map[string][]string{
 	"internal/machine":   {"internal/disk", "internal/guest", "internal/guest/guestpb", "internal/pod"},
 
 	// The parts. Each knows the domain, none knows another.
-	"internal/cdi":                   {"internal/pod"},
-	"internal/config":                {"internal/unit"},
-	"internal/crilog":                {"internal/pod"},
-	"internal/image":                 {"internal/disk", "internal/image/erofs", "internal/pod", "internal/unit"},
-	"internal/image/erofs":           {},
-	"internal/isolator":              {"internal/pod", "internal/unit"},
-	"internal/isolator/contract":     {"internal/isolator", "internal/pod", "internal/unit"},
+	"internal/cdi":               {"internal/pod"},
+	"internal/config":            {"internal/unit"},
+	"internal/crilog":            {"internal/pod"},
+	"internal/image":             {"internal/disk", "internal/image/erofs", "internal/pod", "internal/unit"},
+	"internal/image/erofs":       {},
+	"internal/isolator":          {"internal/pod", "internal/unit"},
+	"internal/isolator/contract": {"internal/isolator", "internal/pod", "internal/unit"},
+	"internal/isolator/external": {
+		"internal/initproc", "internal/isolator", "internal/isolator/contract", "internal/isolator/fly", "internal/isolator/recipe",
+		"internal/pod", "internal/unit",
+	},
 	"internal/isolator/fly":          {"internal/initproc", "internal/isolator", "internal/isolator/recipe", "internal/pod", "internal/unit"},
 	"internal/isolator/kvm":          {"internal/guest", "internal/isolator", "internal/isolator/recipe", "internal/pod", "internal/unit"},
 	"internal/isolator/oci":          {"internal/initproc", "internal/isolator", "internal/isolator/recipe", "internal/pod", "internal/unit"},
@@ -58,8 +62,8 @@ var mayImport = map[string][]string{
 	},
 	"internal/engine/enginetest": {"internal/engine", "internal/image", "internal/network", "internal/pod"},
 	"internal/node": {
-		"internal/config", "internal/engine", "internal/image", "internal/isolator", "internal/isolator/fly", "internal/isolator/kvm",
-		"internal/isolator/oci", "internal/network", "internal/pod", "internal/podstore", "internal/podstore/writer",
+		"internal/config", "internal/engine", "internal/image", "internal/isolator", "internal/isolator/external", "internal/isolator/fly",
+		"internal/isolator/kvm", "internal/isolator/oci", "internal/network", "internal/pod", "internal/podstore", "internal/podstore/writer",
 		"internal/stdio", "internal/systemd",
 	},
 
@@ -69,8 +73,8 @@ var mayImport = map[string][]string{
 	"internal/criserver":   {"internal/cri", "internal/engine", "internal/image", "internal/network", "internal/pod"},
 	"internal/apiservice":  {"api/v1", "internal/cri", "internal/journal", "internal/pod", "internal/podstore"},
 	"internal/cli": {
-		"internal/cdi", "internal/config", "internal/crilog", "internal/disk", "internal/engine", "internal/image", "internal/isolator", "internal/journal",
-		"internal/manifest", "internal/network", "internal/node", "internal/pod", "internal/podstore", "internal/unit",
+		"internal/cdi", "internal/config", "internal/crilog", "internal/disk", "internal/engine", "internal/image", "internal/isolator", "internal/isolator/external",
+		"internal/journal", "internal/manifest", "internal/network", "internal/node", "internal/pod", "internal/podstore", "internal/unit",
 	},
 
 	"internal/arch": {},
