@@ -27,8 +27,8 @@ func hostEnv() []string {
 // outside is what we know before another program is put around the app.
 type outside struct {
 	Unit unitFacts `json:"unit"`
-	// PIDs is the host's PID namespace, as the host's /proc shows it.
-	PIDs string `json:"pids"`
+	// Proc is the device of the host's /proc: every other one has another.
+	Proc uint64 `json:"proc"`
 }
 
 // runAround mounts the rootfs and becomes the program that is put around the app. It
@@ -46,11 +46,11 @@ func runAround(s Start, dir string) error {
 	if err != nil {
 		return err
 	}
-	pids, err := hostPIDs()
+	proc, err := procDevice()
 	if err != nil {
 		return err
 	}
-	known, err := json.Marshal(outside{u, pids})
+	known, err := json.Marshal(outside{u, proc})
 	if err != nil {
 		return fmt.Errorf("write %s: %w", insideFile, err)
 	}
@@ -71,13 +71,12 @@ func runAround(s Start, dir string) error {
 	return executeHost(args, hostEnv())
 }
 
-// hostPIDs is the PID namespace of the process that /proc has as the first.
-func hostPIDs() (string, error) {
-	pids, err := os.Readlink("/proc/1/ns/pid")
-	if err != nil {
-		return "", fmt.Errorf("find the host's PID namespace: %w", err)
+func procDevice() (uint64, error) {
+	var stat unix.Stat_t
+	if err := unix.Stat("/proc", &stat); err != nil {
+		return 0, fmt.Errorf("look at /proc: %w", err)
 	}
-	return pids, nil
+	return uint64(stat.Dev), nil
 }
 
 func executeHost(args, env []string) error {
@@ -129,11 +128,11 @@ func becomeInside(dir string) error {
 
 // pidOnHost is our number as the host counts.
 func pidOnHost(out outside) (int, error) {
-	pids, err := hostPIDs()
+	proc, err := procDevice()
 	if err != nil {
 		return 0, err
 	}
-	if pids != out.PIDs {
+	if proc != out.Proc {
 		return 0, errors.New("what is around the app has mounted another /proc: leave the host's, the app is given its own")
 	}
 	link, err := os.Readlink("/proc/self")
