@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -136,6 +137,9 @@ func tell(log *slog.Logger, state string) {
 func handlers(features []engine.IsolatorFeatures) []criserver.Handler {
 	var out []criserver.Handler
 	for _, f := range features {
+		if slices.ContainsFunc(out, func(h criserver.Handler) bool { return h.Name == f.Name }) {
+			continue // a file that cannot be used, because it has that name
+		}
 		out = append(out, criserver.Handler{
 			Name: f.Name, RecursiveReadOnly: f.Features.RecursiveReadOnlyMounts, UserNamespaces: f.Features.UserNamespaces,
 		})

@@ -29,6 +29,7 @@ type Config struct {
 
 	Isolator        string
 	Handlers        []string
+	IsolatorDirs    []string
 	WeakerSpaces    []string
 	WeakerLabels    []string
 	OCIRuntime      []string
@@ -62,6 +63,7 @@ func Default() Config {
 	return Config{
 		LogLevel:         "info",
 		Isolator:         "oci",
+		IsolatorDirs:     []string{"/etc/gantry/isolators", "/usr/lib/gantry/isolators"},
 		OCITimeout:       100 * time.Second,
 		DeviceSpecDirs:   []string{"/etc/cdi", "/var/run/cdi"},
 		StdioJournal:     true,
@@ -85,6 +87,7 @@ func (c *Config) Options() []Option {
 
 		{"isolator.default", "how pods run that do not say it themselves", &textValue{&c.Isolator, given}},
 		{"isolator.handlers", "further names of isolators for the handler of a RuntimeClass, each NAME=ISOLATOR", &listValue{&c.Handlers, handler}},
+		{"isolator.dirs", "where isolators of third parties are; of two with one name the first counts", &listValue{&c.IsolatorDirs, absolute}},
 		{"isolator.weaker-namespaces", "pods of these namespaces may choose an isolator that isolates less than the default one; * is all", &listValue{&c.WeakerSpaces, given}},
 		{"isolator.weaker-labels", "pods with one of these labels, NAME=VALUE, may do so too; who makes pods gives them labels", &listValue{&c.WeakerLabels, label}},
 		{"oci.runtime", "command line of the OCI runtime up to its subcommand; empty is crun with its cgroup manager switched off", &listValue{&c.OCIRuntime, anything}},

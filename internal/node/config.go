@@ -21,6 +21,7 @@ func FromConfig(c config.Config) Options {
 		RuntimeTimeout:  c.OCITimeout,
 		AppArmorDefault: c.OCIAppArmor,
 		Handlers:        handlers,
+		IsolatorDirs:    c.IsolatorDirs,
 		Weaker:          engine.Weaker{Namespaces: c.WeakerSpaces, Labels: c.WeakerLabels},
 		CDIDirs:         c.DeviceSpecDirs,
 		NoJournal:       !c.StdioJournal,

@@ -15,6 +15,7 @@ import (
 	"gantry/internal/engine"
 	"gantry/internal/image"
 	"gantry/internal/isolator"
+	"gantry/internal/isolator/external"
 	"gantry/internal/isolator/fly"
 	"gantry/internal/isolator/oci"
 	"gantry/internal/network"
@@ -44,6 +45,8 @@ type Options struct {
 	RuntimeTimeout time.Duration
 	// Handlers are further names of isolators.
 	Handlers map[string]string
+	// IsolatorDirs are where isolators of third parties are.
+	IsolatorDirs []string
 	// Weaker tells which pods may be isolated less than by the default isolator.
 	Weaker engine.Weaker
 	// CDIDirs are where the Container Device Interface's specifications are.
@@ -89,6 +92,10 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	others, err := thirdParties(o, external.Config{Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile, SELinux: labels})
+	if err != nil {
+		return nil, err
+	}
 	pods, err := openNetwork(o)
 	if err != nil {
 		return nil, err
@@ -111,7 +118,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	e, err = engine.New(ctx, engine.Config{
 		Root: o.Root, Run: o.Run, Log: o.Log,
 		Systemd: manager, Images: images, Network: pods, Stdio: stdio.Client{},
-		Isolators: []isolator.Isolator{iso, host}, Isolator: o.Isolator,
+		Isolators: append([]isolator.Isolator{iso, host}, others...), Isolator: o.Isolator,
 		Init: Init, HostPathHelper: Init, Handlers: o.Handlers, Weaker: o.Weaker, CDIDirs: o.CDIDirs, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
 	})
 	if err != nil {
