@@ -50,7 +50,8 @@ func (f *fakeEngine) Features() []engine.IsolatorFeatures {
 	}
 	return []engine.IsolatorFeatures{
 		{Name: "oci", Isolator: "oci", Features: all},
-		{Name: "bare", Isolator: "bare", Features: isolator.Features{HostNetwork: true, TTY: true}},
+		{Name: "bare", Isolator: "bare", Features: isolator.Features{HostNetwork: true, TTY: true}, Source: "/etc/gantry/isolators/bare"},
+		{Name: "bad", Isolator: "bad", Source: "/etc/gantry/isolators/bad", Broken: errors.New("isolator bad: features: sorry")},
 		{Name: "runc", Isolator: "oci", Features: all},
 	}
 }

@@ -11,10 +11,10 @@ import (
 )
 
 func isolatorCommand(env *Env) *cobra.Command {
-	cmd := &cobra.Command{Use: "isolator COMMAND", Short: "List the isolators", Aliases: []string{"isolators"}}
+	cmd := &cobra.Command{Use: "isolator COMMAND", Short: "List and check isolators", Aliases: []string{"isolators"}}
 	cmd.Args = noSuchCommand
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	cmd.AddCommand(isolatorListCommand(env))
+	cmd.AddCommand(isolatorListCommand(env), isolatorCheckCommand(env))
 	return cmd
 }
 
@@ -25,6 +25,8 @@ type isolatorJSON struct {
 	Default   bool            `json:"default"`
 	Isolation string          `json:"isolation"`
 	Features  map[string]bool `json:"features"`
+	Source    string          `json:"source,omitempty"` // the file, of a third party's
+	Error     string          `json:"error,omitempty"`  // why it cannot be used
 }
 
 // features are an isolator's, by the names of the contract's fields.
@@ -84,7 +86,7 @@ func (o *isolatorListOptions) run(ctx context.Context, env *Env, _ []string) err
 		if o.format == formatJSON {
 			return printJSON(env.Stdout, isolatorsOut(all))
 		}
-		header := []string{"NAME", "ISOLATOR", "ISOLATION", "DEFAULT", "LACKS"}
+		header := []string{"NAME", "ISOLATOR", "ISOLATION", "DEFAULT", "SOURCE", "LACKS"}
 		if o.noLegend {
 			header = nil
 		}
@@ -94,22 +96,34 @@ func (o *isolatorListOptions) run(ctx context.Context, env *Env, _ []string) err
 			if i == 0 {
 				usual = "yes"
 			}
-			var lacks []string
-			for _, has := range features(f.Features) {
-				if !has.given {
-					lacks = append(lacks, has.name)
-				}
+			if f.Broken != nil {
+				t.row(f.Name, f.Isolator, "broken", usual, f.Source, "all: "+printable(f.Broken.Error()))
+				continue
 			}
-			t.row(f.Name, f.Isolator, isolation(f.Features.Isolation), usual, strings.Join(lacks, " "))
+			t.row(f.Name, f.Isolator, isolation(f.Features.Isolation), usual, f.Source, strings.Join(lacks(f.Features), " "))
 		}
 		return t.flush()
 	})
 }
 
+func lacks(f isolator.Features) (names []string) {
+	for _, has := range features(f) {
+		if !has.given {
+			names = append(names, has.name)
+		}
+	}
+	return names
+}
+
 func isolatorsOut(all []engine.IsolatorFeatures) any {
 	out := []isolatorJSON{}
 	for i, f := range all {
-		one := isolatorJSON{f.Name, f.Isolator, i == 0, isolation(f.Features.Isolation), map[string]bool{}}
+		one := isolatorJSON{
+			Name: f.Name, Isolator: f.Isolator, Default: i == 0, Isolation: isolation(f.Features.Isolation), Features: map[string]bool{}, Source: f.Source,
+		}
+		if f.Broken != nil {
+			one.Isolation, one.Error = "", f.Broken.Error()
+		}
 		for _, has := range features(f.Features) {
 			one.Features[has.name] = has.given
 		}
