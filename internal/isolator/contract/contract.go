@@ -104,10 +104,10 @@ func (s suite) sandbox(in isolator.App) (isolator.Plan, error) {
 // plans returns the plans of the pod and of the app.
 func (s suite) plans(in isolator.App) (sandbox, app isolator.Plan, err error) {
 	if sandbox, err = s.sandbox(in); err != nil {
-		return sandbox, app, fmt.Errorf("Sandbox: %w", err)
+		return sandbox, app, fmt.Errorf("sandbox: %w", err)
 	}
 	if app, err = s.iso.App(in); err != nil {
-		return sandbox, app, fmt.Errorf("App: %w", err)
+		return sandbox, app, fmt.Errorf("app: %w", err)
 	}
 	return sandbox, app, nil
 }
@@ -270,7 +270,7 @@ func (s suite) secrets() error {
 	}
 	exec, err := s.iso.Exec(s.input(), pod.Process{Argv: []string{"true"}, Env: []string{"B=" + Secret}})
 	if err != nil {
-		return errors.Join(w.all(), fmt.Errorf("Exec: %w", err))
+		return errors.Join(w.all(), fmt.Errorf("exec: %w", err))
 	}
 	args := strings.Join(exec.Args, " ")
 	if strings.Contains(args, Secret) || !strings.Contains(args, isolator.ProcessArg) || !path.IsAbs(exec.Path) {
@@ -309,7 +309,7 @@ func (s suite) nonsense() error {
 func (s suite) cleanup(ctx context.Context) error {
 	for range 2 {
 		if err := s.iso.Cleanup(ctx, s.input().Pod); err != nil {
-			return fmt.Errorf("Cleanup of a pod that left nothing: %w", err)
+			return fmt.Errorf("cleanup of a pod that left nothing: %w", err)
 		}
 	}
 	return nil

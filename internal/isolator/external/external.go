@@ -44,7 +44,7 @@ type Config struct {
 	Owner uint32
 	// AnyOwner takes executables of everybody, to try them.
 	AnyOwner bool
-	// Limit is how long one call may take; 0 is 10 s.
+	// Limit is how long one call may take; 0 is 30 s.
 	Limit time.Duration
 }
 
@@ -67,7 +67,7 @@ type known struct {
 
 var _ isolator.Isolator = (*External)(nil)
 
-const usualLimit = 10 * time.Second
+const usualLimit = 30 * time.Second
 
 // New returns the isolator that is at path. Nothing is executed before it is needed.
 func New(path string, c Config) (*External, error) {
