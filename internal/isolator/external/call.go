@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -90,9 +91,12 @@ func after(said []byte) string {
 
 // run executes it in a process group of its own, that none of it stays.
 func (x *External) run(verb string, in []byte, u until) (out, said []byte, err error) {
+	// Nobody would bound it any more if we were killed: it dies with the thread that made it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.Command(x.path, verb)
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = drainLimit
 	cmd.Stdin = bytes.NewReader(in)
 	stdout, stderr := &bounded{most: mostAnswer}, &bounded{most: 4 * mostSaid}
