@@ -24,7 +24,7 @@ const busybox = "localhost:5000/library/busybox:latest"
 // openNode gives an engine on the machine's own state, as the CLI has it.
 func openNode(t *testing.T) *node.Node {
 	t.Helper()
-	n, err := node.Open(t.Context(), node.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	n, err := node.Open(t.Context(), node.Options{IsolatorDirs: []string{isolatorDir}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

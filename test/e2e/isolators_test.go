@@ -30,8 +30,9 @@ func onEach(t *testing.T, test func(t *testing.T, n *node.Node, isolated podOpti
 	for _, i := range []struct {
 		name     string
 		isolated podOption
-	}{{"oci", inOCI}, {"fly", inFly}} {
+	}{{"oci", inOCI}, {"fly", inFly}, {"unshare", inUnshare}} {
 		t.Run(i.name, func(t *testing.T) {
+			dropExample(t)
 			n := openNode(t)
 			pull(t, n, busybox)
 			test(t, n, i.isolated)
