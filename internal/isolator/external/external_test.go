@@ -92,7 +92,7 @@ func TestProgram(t *testing.T) {
 	x := script(t, map[string]string{verbApp: `cat <<'END'
 {"version":1,"plan":{
   "run":{"argv":["/usr/bin/machine","--config","/x/config"],"env":["KEY=of the machine"]},
-  "files":[{"path":"config","text":"a secret"},{"path":"bin/hook","text":"#!/bin/sh\n","public":true,"executable":true}],
+  "files":[{"path":"config","text":"a secret"},{"path":"bin/hook","text":"a program\n","public":true,"executable":true}],
   "devices":[{"path":"/dev/kvm","permissions":"rw"}],
   "properties":{"LockPersonality":true}}}
 END`})
