@@ -53,8 +53,9 @@ func serve(ctx context.Context, cfg config.Config, files []string, load loader, 
 
 	tracer, flush := tracing(ctx, cfg.CRITracing, cfg.CRITracingRate, log)
 	defer flush()
+	features := n.Features()
 	s, err := criserver.New(criserver.Config{
-		Engine: n, Handlers: handlers(n.Features()), MountOptions: n.Features()[0].Features.MountOptions,
+		Engine: n, Handlers: handlers(features), MountOptions: features[0].Features.MountOptions,
 		Version: criserver.Semver(version), StreamAddress: cfg.CRIStreamAddress, StreamIdle: cfg.CRIStreamIdle, Slow: cfg.CRISlow, Log: log, Tracer: tracer,
 	})
 	if err != nil {

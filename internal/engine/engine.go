@@ -195,23 +195,35 @@ func (e *Engine) Network() *network.Network { return e.cfg.Network }
 // Features lists the isolators and what they honour; the default's name is first.
 func (e *Engine) Features() []IsolatorFeatures {
 	usual := e.iso[e.cfg.Isolator]
-	out := []IsolatorFeatures{featuresOf(usual.Name(), usual)}
+	type named struct {
+		name string
+		iso  isolator.Isolator
+	}
+	all := []named{{usual.Name(), usual}}
 	for _, i := range e.cfg.Isolators {
 		if i != usual {
-			out = append(out, featuresOf(i.Name(), i))
+			all = append(all, named{i.Name(), i})
 		}
 	}
-	names := slices.Sorted(maps.Keys(e.cfg.Handlers))
-	for _, name := range names {
-		out = append(out, featuresOf(name, e.iso[e.cfg.Handlers[name]]))
+	for _, name := range slices.Sorted(maps.Keys(e.cfg.Handlers)) {
+		all = append(all, named{name, e.iso[e.cfg.Handlers[name]]})
 	}
+	out := make([]IsolatorFeatures, len(all))
+	var asked sync.WaitGroup
+	for i, n := range all { // at once: some may hang until their time is over
+		asked.Go(func() { out[i] = featuresOf(n.name, n.iso) })
+	}
+	asked.Wait()
 	return out
 }
 
 func featuresOf(name string, i isolator.Isolator) IsolatorFeatures {
-	out := IsolatorFeatures{Name: name, Isolator: i.Name(), Features: i.Features()}
+	out := IsolatorFeatures{Name: name, Isolator: i.Name()}
 	if f, ok := i.(foreign); ok {
 		out.Source, out.Broken = f.Source(), f.Usable()
+	}
+	if out.Broken == nil {
+		out.Features = i.Features()
 	}
 	return out
 }
