@@ -83,12 +83,14 @@ func usable(i isolator.Isolator) error {
 	return nil
 }
 
-// isolatorOf is the one that a pod was made with.
+// isolatorOf is the isolator of a pod that there is. What a pod was made with may have
+// been taken out of the configuration since.
 func (e *Engine) isolatorOf(p *pod.Pod) (isolator.Isolator, error) {
-	if iso, ok := e.iso[p.Isolator]; ok {
-		return iso, nil
+	iso, ok := e.iso[p.Isolator]
+	if !ok {
+		return nil, fmt.Errorf("isolator %q of pod %s: this node has it no more, only %s: %w", p.Isolator, p.ID, strings.Join(e.isolatorNames(), ", "), pod.ErrUnavailable)
 	}
-	return nil, fmt.Errorf("isolator %q of pod %s is not on this node any more: %w", p.Isolator, p.ID, pod.ErrNotFound)
+	return iso, nil
 }
 
 // shareHost makes a record say what namespaces a pod or an app gets of an isolator

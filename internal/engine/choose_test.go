@@ -138,3 +138,16 @@ func TestShareHost(t *testing.T) {
 		t.Errorf("%+v", own)
 	}
 }
+
+// TestIsolatorsThatAreNot: one that a pod has and the node no more.
+func TestIsolatorsThatAreNot(t *testing.T) {
+	t.Parallel()
+	e := choosing(t, "oci", Weaker{})
+	_, err := e.isolatorOf(&pod.Pod{ID: "p", Isolator: "runc"})
+	if !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), `"runc"`) || !strings.Contains(err.Error(), "fly, kvm, oci") {
+		t.Errorf("an isolator that is gone: %v", err)
+	}
+	if _, err := e.isolatorOf(&pod.Pod{Isolator: "kvm"}); err != nil {
+		t.Error(err)
+	}
+}

@@ -66,16 +66,6 @@ func TestBrokenIsolators(t *testing.T) {
 	}
 }
 
-// TestIsolatorThatIsGone: its pods are there still.
-func TestIsolatorThatIsGone(t *testing.T) {
-	t.Parallel()
-	e := choosing(t, "oci", Weaker{})
-	_, err := e.isolatorOf(&pod.Pod{ID: "p", Isolator: "gone"})
-	if !errors.Is(err, pod.ErrNotFound) || !strings.Contains(err.Error(), "gone") {
-		t.Errorf("got %v", err)
-	}
-}
-
 // TestSignalProcess: only a process of the unit gets a signal.
 func TestSignalProcess(t *testing.T) {
 	t.Parallel()
