@@ -39,7 +39,7 @@ func (e *Engine) Exec(ctx context.Context, id pod.ID, p pod.Process, s Streams) 
 	if err != nil {
 		return 0, fmt.Errorf("exec in app %s: %w", id, err)
 	}
-	group, err := e.newExecGroup(app)
+	group, err := e.newExecGroup(app, plan.Group)
 	if err != nil {
 		return 0, fmt.Errorf("exec in app %s: %w", id, err)
 	}
@@ -99,9 +99,12 @@ func (r *execRun) run(ctx context.Context) (int, error) {
 	defer log.Close()
 	cmd := r.command(process, log)
 	var end *session
-	if r.streams.TTY {
+	switch {
+	case r.plan.Terminal:
+		end, err = r.ownTerminal(ctx, cmd)
+	case r.streams.TTY:
 		end, err = r.terminal(ctx, cmd)
-	} else {
+	default:
 		end, err = r.pipes(cmd)
 	}
 	if err != nil {
@@ -121,19 +124,31 @@ const choom = "/usr/bin/choom"
 
 func (r *execRun) command(process, log *os.File) *exec.Cmd {
 	args := make([]string, len(r.plan.Args))
+	known := strings.NewReplacer(isolator.ProcessArg, "/proc/self/fd/3", isolator.LogArg, "/proc/self/fd/4", isolator.GroupArg, filepath.Base(r.group.path))
 	for i, a := range r.plan.Args {
-		args[i] = strings.NewReplacer(isolator.ProcessArg, "/proc/self/fd/3", isolator.LogArg, "/proc/self/fd/4").Replace(a)
+		args[i] = known.Replace(a)
 	}
 	argv := append([]string{choom, "-n", strconv.Itoa(r.oomScore), "--", r.plan.Path}, args[1:]...)
 	cmd := &exec.Cmd{
 		Path: choom, Args: argv, Dir: "/",
-		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-		ExtraFiles: []*os.File{process, log},
-		SysProcAttr: &syscall.SysProcAttr{
-			Setsid: true, UseCgroupFD: true, CgroupFD: int(r.group.lock.File().Fd()),
-		},
+		Env:         []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		ExtraFiles:  []*os.File{process, log},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}
+	if r.plan.Group == "" {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(r.group.lock.File().Fd())
 	}
 	return cmd
+}
+
+// kill ends the process and the command that runs it. That goes first: what it has begun
+// and not yet put into the group is of its own process group still.
+func (r *execRun) kill(cmd *exec.Cmd) error {
+	var err error
+	if r.plan.Group != "" {
+		err = ignore(unix.Kill(-cmd.Process.Pid, unix.SIGKILL), unix.ESRCH)
+	}
+	return errors.Join(err, r.group.kill())
 }
 
 func memfd(name string, data []byte) (*os.File, error) {
@@ -155,7 +170,7 @@ func (r *execRun) wait(ctx context.Context, cmd *exec.Cmd, end *session, log *os
 	select {
 	case err = <-exited:
 	case <-ctx.Done():
-		killErr := r.group.kill()
+		killErr := r.kill(cmd)
 		<-exited
 		return 0, errors.Join(ctx.Err(), killErr)
 	}
@@ -176,11 +191,18 @@ func (r *execRun) wait(ctx context.Context, cmd *exec.Cmd, end *session, log *os
 	return exit.ExitCode(), nil
 }
 
-// runtimeError is what the runtime said, if it could not run the process at all.
+// runtimeError is what the runtime said, if it could not run the process at all. What it
+// only warns of is no reason.
 func runtimeError(log *os.File) string {
 	data := make([]byte, 2048)
 	n, _ := log.ReadAt(data, 0) // an empty file is no error of the runtime
-	return strings.Join(strings.Fields(string(data[:n])), " ")
+	var words []string
+	for line := range strings.Lines(string(data[:n])) {
+		if !strings.Contains(line, "level=warning") && !strings.Contains(line, "level=info") {
+			words = append(words, strings.Fields(line)...)
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 // session are our ends of an exec's stdio.
@@ -316,6 +338,11 @@ func (r *execRun) relay(ctx context.Context, l *net.UnixListener, s *session) {
 		return
 	}
 	defer master.Close()
+	r.use(ctx, master, s)
+}
+
+// use connects a terminal with the streams until nobody has it open any more.
+func (r *execRun) use(ctx context.Context, master *os.File, s *session) {
 	go r.resize(ctx, master)
 	if r.streams.Stdin != nil {
 		go func() { _, _ = io.Copy(master, r.streams.Stdin) }() // ends with the terminal

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gantry/internal/disk"
+	"gantry/internal/isolator"
 	"gantry/internal/pod"
 	"gantry/internal/unit"
 )
@@ -37,9 +38,17 @@ func TestExecsOfKilledPrograms(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, false, nil)
 	app := b.running()
-	hold := func() *execGroup {
+	cgroup, err := b.appCgroup(app.App)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What a runtime with cgroups of its own runs is in another place.
+	if err := os.MkdirAll(filepath.Join(cgroup, isolator.AppGroup), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	hold := func(group string) *execGroup {
 		t.Helper()
-		g, err := b.newExecGroup(app)
+		g, err := b.newExecGroup(app, group)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,7 +60,7 @@ func TestExecsOfKilledPrograms(t *testing.T) {
 		t.Cleanup(func() { s.Close() })
 		return g
 	}
-	stale, alive, daemons := hold(), hold(), hold()
+	stale, alive, daemons := hold(isolator.AppGroup), hold(""), hold("")
 	if err := stale.lock.Unlock(); err != nil { // as the kernel does when a program is killed
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gantry/internal/disk"
+	"gantry/internal/isolator"
 	"gantry/internal/pod"
 	"gantry/internal/unit"
 )
@@ -36,13 +37,14 @@ type execGroup struct {
 	killed bool
 }
 
-func (e *Engine) newExecGroup(app pod.AppStatus) (*execGroup, error) {
+// newExecGroup makes one in the app's unit, or in a group of that.
+func (e *Engine) newExecGroup(app pod.AppStatus, in string) (*execGroup, error) {
 	parent, err := e.appCgroup(app.App)
 	if err != nil {
 		return nil, err
 	}
 	for {
-		path := filepath.Join(parent, execPrefix+strings.ToLower(rand.Text()[:12]))
+		path := filepath.Join(parent, in, execPrefix+strings.ToLower(rand.Text()[:12]))
 		if err := os.Mkdir(path, 0o755); err != nil {
 			return nil, fmt.Errorf("make cgroup: %w", err)
 		}
@@ -165,8 +167,10 @@ func (e *Engine) staleExecs(ctx context.Context, take func(GCItem, func() error)
 			}
 			if a.Phase == pod.Running || a.Phase == pod.Unknown {
 				group := filepath.Join(e.cfg.Cgroups, unit.CgroupOf(p.Slice), unit.App(string(a.ID)))
-				h, err := staleGroups(group, take)
-				held, errs = append(held, h...), append(errs, err)
+				for _, dir := range []string{group, filepath.Join(group, isolator.AppGroup)} {
+					h, err := staleGroups(dir, take)
+					held, errs = append(held, h...), append(errs, err)
+				}
 			}
 		}
 	}

@@ -151,7 +151,16 @@ type Exec struct {
 	Args []string // with argv[0]
 	// Process is the content of the file whose path replaces ProcessArg in Args.
 	Process []byte
+	// Group is AppGroup for a command that puts the process into its cgroup itself, which
+	// GroupArg names. The command stays outside: what it uses is not the app's.
+	Group string
+	// Terminal tells that the command wants a terminal for its standard files.
+	Terminal bool
 }
+
+// AppGroup is the cgroup below its unit's that an app is in if its runtime wants one for
+// itself.
+const AppGroup = "gantry"
 
 // ProcessArg stands in Exec.Args for the path of the process file, and ConsoleArg
 // (only with Process.TTY) for that of a socket which is sent the terminal's fd.
@@ -161,6 +170,8 @@ const (
 	// LogArg is where the runtime is to say why it could not run the process: its
 	// standard error is the process's.
 	LogArg = "{log}"
+	// GroupArg is the name of the process's cgroup, below the app's.
+	GroupArg = "{group}"
 )
 
 // Text prints the plan, as --dry-run, golden tests and bug reports show it.
