@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"gantry/internal/disk"
+	"gantry/internal/initproc"
 	"gantry/internal/isolator"
 	"gantry/internal/pod"
 	"gantry/internal/unit"
@@ -131,11 +133,28 @@ func (e *Engine) setLimits(ctx context.Context, s pod.AppStatus, l limits) error
 	if s.Phase != pod.Running {
 		return nil
 	}
-	if err := e.cfg.Systemd.SetProperties(ctx, unit.App(string(s.ID)), l.props); err != nil {
-		return err
-	}
 	dir, err := e.appCgroup(s.App)
 	if err != nil {
+		return err
+	}
+	own := filepath.Join(dir, isolator.AppGroup)
+	if !disk.Exists(own) {
+		return e.setUnitLimits(ctx, s, l, dir)
+	}
+	// Its runtime may be about to leave still, and gives the unit its limits back then.
+	lock, err := disk.AcquireLock(ctx, own)
+	if err != nil {
+		return fmt.Errorf("update app %s: %w", s.ID, err)
+	}
+	err = e.setUnitLimits(ctx, s, l, dir)
+	if err == nil {
+		err = initproc.CopyLimits(dir, own)
+	}
+	return errors.Join(err, lock.Unlock())
+}
+
+func (e *Engine) setUnitLimits(ctx context.Context, s pod.AppStatus, l limits, dir string) error {
+	if err := e.cfg.Systemd.SetProperties(ctx, unit.App(string(s.ID)), l.props); err != nil {
 		return err
 	}
 	for _, f := range l.files {

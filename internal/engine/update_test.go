@@ -2,9 +2,12 @@ package engine
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"gantry/internal/isolator"
 	"gantry/internal/pod"
 	"gantry/internal/unit"
 )
@@ -118,6 +121,33 @@ func (w *world) whileLocked(p *pod.Pod, do func(), calls ...func() error) {
 	for range calls {
 		if err := <-done; err != nil {
 			w.t.Error(err)
+		}
+	}
+}
+
+// TestUpdateReachesTheAppsOwnGroup: an app takes the limits for its own that it finds
+// where it is.
+func TestUpdateReachesTheAppsOwnGroup(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true, nil)
+	a := b.running()
+	dir, err := b.appCgroup(a.App)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := filepath.Join(dir, isolator.AppGroup)
+	// PID 1 writes the first, which is a fake here.
+	for path, value := range map[string]string{dir + "/memory.max": "5", dir + "/cpu.max": "", own + "/memory.max": "9", own + "/cpu.max": "7 8"} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(value), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.UpdateApp(t.Context(), a.ID, pod.Resources{Memory: 5, CPUQuota: 150500, CPUPeriod: 100000}); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"memory.max": "5", "cpu.max": "150500 100000"} {
+		if got, err := os.ReadFile(filepath.Join(own, name)); err != nil || string(got) != want {
+			t.Errorf("%s is %q, %v; want %q", name, got, err, want)
 		}
 	}
 }

@@ -26,7 +26,7 @@ func unitCgroup() (string, error) {
 	if !ok {
 		return "", errors.New("find own cgroup: this is not a cgroup v2 system")
 	}
-	return filepath.Join(cgroupRoot, strings.TrimSuffix(path, "/.control")), nil
+	return filepath.Join(cgroupRoot, strings.TrimSuffix(path, "/"+controlGroup)), nil
 }
 
 // writeCgroup sets limits that systemd has no property for, or would round.
@@ -90,7 +90,7 @@ func liftCPU() {
 }
 
 func writeCgroupFile(path, value string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
 		return err
 	}

@@ -203,5 +203,8 @@ func cleanRuntime(s Start) error {
 	if s.State != "" {
 		return os.RemoveAll(s.State)
 	}
+	if dir, err := unitCgroup(); err == nil && s.Group != "" {
+		liftMemory(dir) // of the app nothing is left that it could let grow
+	}
 	return runtimeOf(s).run(deleteTime, nil, "delete", "--force", s.App)
 }

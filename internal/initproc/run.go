@@ -86,22 +86,29 @@ func startApp(dir string) (int, error) {
 	if err := prepare(s); err != nil {
 		return 0, err
 	}
+	room, err := makeRoom(s)
+	if err != nil {
+		return 0, fmt.Errorf("make room for the app's cgroup: %w", err)
+	}
 	pid, err := create(s, stdio)
 	if err != nil {
 		return 0, fmt.Errorf("create container: %w", err)
 	}
 	stdio.close()
-	return pid, letGo(s, dir, u, pid, stdio.console != "")
+	return pid, letGo(s, dir, u, pid, stdio.console != "", room)
 }
 
 // letGo hands the app's process, which waits, over to PID 1 and lets it run.
-func letGo(s Start, dir string, u unitFacts, pid int, console bool) error {
+func letGo(s Start, dir string, u unitFacts, pid int, console bool, room *room) error {
 	if console {
 		if err := awaitConsole(s.Stdio, s.App); err != nil {
 			return err
 		}
 	}
 	if err := writeCgroup(u.Cgroup, s.Cgroup); err != nil {
+		return fmt.Errorf("set cgroup limits: %w", err)
+	}
+	if err := room.limit(); err != nil {
 		return fmt.Errorf("set cgroup limits: %w", err)
 	}
 	if err := writeRun(dir, u, pid); err != nil {
@@ -113,7 +120,7 @@ func letGo(s Start, dir string, u unitFacts, pid int, console bool) error {
 	if err := runtimeOf(s).run(s.atMost(startTime), nil, "start", s.App); err != nil {
 		return fmt.Errorf("start container: %w", err)
 	}
-	return nil
+	return room.close()
 }
 
 func prepare(s Start) error {

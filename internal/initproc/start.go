@@ -22,6 +22,9 @@ type Start struct {
 	// runtime keeps: removing it is as good as asking the runtime, and no process. ""
 	// asks the runtime.
 	State string `json:"state,omitempty"`
+	// Group is where the runtime puts the app below the unit's cgroup; "" leaves it in
+	// that.
+	Group string `json:"group,omitempty"`
 	// Bundle is the directory with config.json.
 	Bundle string `json:"bundle,omitempty"`
 	Rootfs Rootfs `json:"rootfs"`
