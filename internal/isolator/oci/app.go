@@ -3,6 +3,7 @@ package oci
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -26,7 +27,7 @@ const (
 // App plans an app. It refuses everything that can be wrong with one as far as
 // that can be told without the machine.
 func (o *OCI) App(in isolator.App) (isolator.Plan, error) {
-	if err := o.checkApp(in); err != nil {
+	if err := errors.Join(o.checkRuntime(), o.checkApp(in)); err != nil {
 		return isolator.Plan{}, fmt.Errorf("plan app: %w", err)
 	}
 	if err := recipe.CheckTree("rootfs", in.Rootfs); err != nil {
@@ -71,7 +72,7 @@ func (o *OCI) start(in isolator.App, trees []initproc.Tree, files []isolator.Cgr
 	s := initproc.Start{
 		Pod: string(in.Pod.ID), App: string(in.App.ID),
 		Runtime: o.cfg.Runtime, RuntimeMS: o.cfg.RuntimeTimeout.Milliseconds(), Bundle: in.Dir.App,
-		State: o.runtimeState(in.App.ID),
+		State: o.runtimeState(in.App.ID), Group: o.dialect.appGroup(),
 		Rootfs: initproc.Rootfs{
 			Lower: []string{in.Rootfs.Path},
 			Upper: path.Join(in.Dir.App, upperDir), Work: path.Join(in.Dir.App, workDir),
@@ -106,6 +107,9 @@ func hostRoot(ms []pod.IDMap) int {
 
 func (o *OCI) checkApp(in isolator.App) error {
 	if err := o.recipe.CheckApp(in); err != nil {
+		return err
+	}
+	if err := o.dialect.checkProfiles(in.App.Security); err != nil {
 		return err
 	}
 	return o.checkLabels(in)

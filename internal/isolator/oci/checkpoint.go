@@ -24,8 +24,8 @@ const checkpointRoot = "runtime"
 // cgroups are systemd's: it is given a copy of the record that does.
 func (o *OCI) Checkpoint(in isolator.App, dir, cgroup string, limit time.Duration) (unit.Unit, error) {
 	state := o.runtimeState(in.App.ID)
-	if state == "" {
-		return unit.Unit{}, fmt.Errorf("checkpoints need crun: %w", pod.ErrUnsupported)
+	if state == "" || o.dialect.group {
+		return unit.Unit{}, fmt.Errorf("isolator %s: checkpoints need crun: %w", o.cfg.Name, pod.ErrUnsupported)
 	}
 	if err := copyState(state, filepath.Join(dir, checkpointRoot, string(in.App.ID)), cgroup); err != nil {
 		return unit.Unit{}, fmt.Errorf("copy the runtime's record: %w", err)

@@ -25,10 +25,14 @@ func (o *OCI) Exec(in isolator.App, p pod.Process) (isolator.Exec, error) {
 		return isolator.Exec{}, fmt.Errorf("plan exec: %w", err)
 	}
 	args := append(slices.Clone(o.cfg.Runtime), "--log", isolator.LogArg, "exec", "--process", isolator.ProcessArg)
-	if p.TTY {
+	args = append(args, o.dialect.exec...)
+	if p.TTY && o.dialect.socket {
 		args = append(args, "--console-socket", isolator.ConsoleArg)
 	}
-	return isolator.Exec{Path: o.cfg.Runtime[0], Args: append(args, string(in.App.ID)), Process: data}, nil
+	return isolator.Exec{
+		Path: o.cfg.Runtime[0], Args: append(args, string(in.App.ID)), Process: data,
+		Group: o.dialect.appGroup(), Terminal: p.TTY && !o.dialect.socket,
+	}, nil
 }
 
 func (o *OCI) execProcess(in isolator.App, p pod.Process) (*specs.Process, error) {

@@ -162,6 +162,12 @@ func TestApp(t *testing.T) {
 	goldens(t, "app", func(_ *testing.T, g golden) string { return text(g.oci.App(g.in)) })
 }
 
+// TestOtherRuntimes: what differs from crun's plans.
+func TestOtherRuntimes(t *testing.T) {
+	t.Parallel()
+	goldens(t, "runtimes", func(_ *testing.T, g golden) string { return text(g.oci.App(g.in)) })
+}
+
 func TestExec(t *testing.T) {
 	t.Parallel()
 	goldens(t, "exec", func(_ *testing.T, g golden) string {
@@ -175,6 +181,10 @@ func TestExec(t *testing.T) {
 		if err := dec.Decode(&v); err != nil {
 			t.Fatal(err)
 		}
-		return fmt.Sprintf("-- command --\n%s: %q\n-- process file --\n%s\n", e.Path, e.Args, pretty(v))
+		how := fmt.Sprintf("%s: %q\n", e.Path, e.Args)
+		if e.Group != "" {
+			how += fmt.Sprintf("(outside of group %s, terminal %t)\n", e.Group, e.Terminal)
+		}
+		return fmt.Sprintf("-- command --\n%s-- process file --\n%s\n", how, pretty(v))
 	})
 }

@@ -3,11 +3,12 @@
 //
 // It turns a pod and an app into a plan and looks at nothing else: config.json
 // for the runtime (OCI runtime-spec 1.3.0), start.json for gantry-init, and the
-// transient service in which both run. Limits are properties of that service; the
-// runtime's own cgroup code is off.
+// transient service in which both run. Limits are properties of that service. Crun's own
+// cgroup code is off; a runtime that insists on cgroups of its own gets one below the unit's.
 //
 //	oci.go        what is fixed per node
 //	app.go         the app's files and unit
+//	dialect.go     in what runtimes differ
 //	spec.go        config.json, with mounts.go, seccomp.go, selinux.go, devices.go
 //	exec.go        a process in a running app
 //	checkpoint.go  its state, written down
@@ -17,11 +18,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -38,13 +37,23 @@ const (
 	// RootfsTarget is where gantry-init mounts the app's rootfs, in the unit's
 	// private mount namespace.
 	RootfsTarget = "/run/gantry/rootfs"
+	// DefaultName is the name of the isolator that Gantry comes with.
+	DefaultName = "oci"
+	// Roots has the records of further runtimes, each in a directory of its name.
+	Roots = "/run/gantry/runtimes"
 )
 
 // Config holds what is fixed per node. All of it is part of the plan's input.
 type Config struct {
-	// Runtime is the OCI runtime's command line up to the subcommand. It must leave
-	// cgroups alone: the app's unit is its cgroup.
+	// Name is the isolator's; "" is DefaultName.
+	Name string
+	// Runtime is the OCI runtime's command line up to the subcommand; none is crun's.
 	Runtime []string
+	// Kind is what the runtime's options are like, one of Kinds; "" is told by the
+	// program's name.
+	Kind string
+	// Installed tells why a program cannot be run; nil does not ask.
+	Installed func(program string) error
 	// RuntimeTimeout bounds one call of it; 0 is what the start of a unit allows.
 	RuntimeTimeout time.Duration
 	// Init is the path of gantry-init.
@@ -70,6 +79,7 @@ type Config struct {
 // OCI is the isolator.
 type OCI struct {
 	cfg     Config
+	dialect dialect
 	recipe  recipe.Recipe
 	seccomp recipe.Seccomp
 }
@@ -78,9 +88,17 @@ var _ isolator.Isolator = (*OCI)(nil)
 
 // New returns the isolator.
 func New(c Config) (*OCI, error) {
-	if len(c.Runtime) == 0 {
-		c.Runtime = []string{"/usr/bin/crun", "--root=/run/gantry/crun", "--cgroup-manager=disabled"}
+	if c.Name == "" {
+		c.Name = DefaultName
 	}
+	if len(c.Runtime) == 0 {
+		c.Runtime = []string{"/usr/bin/crun"}
+	}
+	d, command, err := speak(c)
+	if err != nil {
+		return nil, err
+	}
+	c.Runtime = command
 	if c.Init == "" {
 		c.Init = DefaultInit
 	}
@@ -91,15 +109,16 @@ func New(c Config) (*OCI, error) {
 	if err != nil {
 		return nil, fmt.Errorf("default seccomp profile: %w", err)
 	}
-	return &OCI{c, recipe.Recipe{Features: features(), Init: c.Init, StdioSocket: c.StdioSocket}, p}, nil
+	return &OCI{c, d, recipe.Recipe{Features: d.features, Init: c.Init, StdioSocket: c.StdioSocket}, p}, nil
 }
 
-// Name is oci.
-func (o *OCI) Name() string { return "oci" }
+// Name is oci, or what the operator calls another runtime.
+func (o *OCI) Name() string { return o.cfg.Name }
 
-// Features are all there are.
+// Features are what the runtime has.
 func (o *OCI) Features() isolator.Features { return o.recipe.Features }
 
+// features are all there are.
 func features() isolator.Features {
 	return isolator.Features{
 		Isolation:  isolator.IsolationNamespaces,
@@ -110,7 +129,12 @@ func features() isolator.Features {
 }
 
 // Sandbox plans a pod.
-func (o *OCI) Sandbox(in isolator.Sandbox) (isolator.Plan, error) { return o.recipe.Sandbox(in) }
+func (o *OCI) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
+	if err := o.checkRuntime(); err != nil {
+		return isolator.Plan{}, fmt.Errorf("plan pod: %w", err)
+	}
+	return o.recipe.Sandbox(in)
+}
 
 // Resources turns limits into what changes a running app's.
 func (o *OCI) Resources(r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
@@ -129,22 +153,28 @@ func (o *OCI) Forget(_ context.Context, app pod.ID) error {
 	if root == "" {
 		return nil
 	}
-	record := filepath.Join(root, string(app))
-	if _, err := os.Lstat(record); errors.Is(err, fs.ErrNotExist) {
-		return nil
+	// A directory, or files whose names begin with the app's.
+	records, err := filepath.Glob(filepath.Join(root, string(app)+"*"))
+	if err != nil || len(records) == 0 {
+		return err
 	}
-	err := initproc.Forget(o.cfg.Runtime, string(app))
-	if rmErr := os.RemoveAll(record); rmErr != nil {
-		return fmt.Errorf("forget app %s: %w", app, errors.Join(err, rmErr))
+	errs := []error{initproc.Forget(o.cfg.Runtime, string(app))}
+	failed := false
+	for _, record := range records {
+		err := os.RemoveAll(record)
+		errs, failed = append(errs, err), failed || err != nil
+	}
+	if failed {
+		return fmt.Errorf("forget app %s: %w", app, errors.Join(errs...))
 	}
 	return nil
 }
 
-// runtimeState is the directory that holds all that crun knows of an app when its
-// cgroup manager is off; of other runtimes, and with cgroups, we know no such thing.
+// runtimeState is the directory that holds all that the runtime knows of an app, ""
+// where we know of none such.
 func (o *OCI) runtimeState(app pod.ID) string {
 	root := o.runtimeRoot()
-	if root == "" || filepath.Base(o.cfg.Runtime[0]) != "crun" || !slices.Contains(o.cfg.Runtime, "--cgroup-manager=disabled") {
+	if root == "" || !o.dialect.record {
 		return ""
 	}
 	return filepath.Join(root, string(app))

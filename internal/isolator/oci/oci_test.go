@@ -27,6 +27,21 @@ func TestContract(t *testing.T) {
 	isolatortest.Run(t, newOCI(t), nil)
 }
 
+// TestContractOfEachKind: what a runtime cannot do is refused.
+func TestContractOfEachKind(t *testing.T) {
+	t.Parallel()
+	for _, kind := range Kinds() {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			o, err := New(Config{Name: "other", Kind: kind, Runtime: []string{"/opt/bin/x"}, StdioSocket: "/run/gantry/stdio.sock"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			isolatortest.Run(t, o, nil)
+		})
+	}
+}
+
 func TestSameDeviceTwice(t *testing.T) {
 	t.Parallel()
 	in := base()
@@ -96,8 +111,8 @@ func FuzzPlan(f *testing.F) {
 	})
 }
 
-// TestRuntimeState: only of crun, and only without cgroups of its own, is known
-// that its directory is all there is to forget.
+// TestRuntimeState: only of crun and runc is known that their directory is all there is
+// to forget, and not of what wraps them.
 func TestRuntimeState(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -106,9 +121,11 @@ func TestRuntimeState(t *testing.T) {
 	}{
 		{nil, "/run/gantry/crun/bbb"},
 		{[]string{"/opt/crun", "--root", "/run/x", "--cgroup-manager=disabled"}, "/run/x/bbb"},
-		{[]string{"/usr/bin/crun", "--root=/run/x"}, ""},
-		{[]string{"/usr/bin/crun", "--cgroup-manager=disabled"}, ""},
-		{[]string{"/usr/bin/runc", "--root=/run/x", "--cgroup-manager=disabled"}, ""},
+		{[]string{"/usr/bin/crun", "--root=/run/x"}, "/run/x/bbb"},
+		{[]string{"/usr/bin/crun-1.20"}, "/run/gantry/crun/bbb"},
+		{[]string{"/usr/bin/runc"}, "/run/gantry/runc/bbb"},
+		{[]string{"/usr/bin/youki"}, ""},
+		{[]string{"/usr/bin/wrapper", "/usr/bin/crun", "--root=/run/x", "--cgroup-manager=disabled"}, ""},
 	} {
 		o, err := New(Config{Runtime: c.runtime})
 		if err != nil {

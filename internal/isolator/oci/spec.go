@@ -11,8 +11,7 @@ import (
 	"gantry/internal/pod"
 )
 
-// spec is config.json. What is not in it on purpose: resources and cgroupsPath
-// (the unit has the limits), the OOM score (the unit has it), hostname and sysctls
+// spec is config.json. What is not in it on purpose: limits (the unit has them), the OOM score (the unit has it), hostname and sysctls
 // (set once, when the pod's namespaces were made).
 func (o *OCI) spec(in isolator.App, mounts []specs.Mount) (*specs.Spec, error) {
 	namespaces, err := namespaces(in)
@@ -55,6 +54,7 @@ func (o *OCI) spec(in isolator.App, mounts []specs.Mount) (*specs.Spec, error) {
 	if u := in.Pod.Namespaces.User; u != nil {
 		s.Linux.UIDMappings, s.Linux.GIDMappings = idMappings(u.UIDs), idMappings(u.GIDs)
 	}
+	o.dialect.ownCgroup(in, s.Linux)
 	return s, nil
 }
 
@@ -136,7 +136,7 @@ func (o *OCI) process(in isolator.App) (*specs.Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("security: %w", err)
 	}
-	apparmor, err := recipe.AppArmor(a.Security, o.cfg.AppArmorDefault)
+	apparmor, err := o.appArmor(a.Security)
 	if err != nil {
 		return nil, err
 	}
