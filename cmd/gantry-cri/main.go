@@ -97,6 +97,9 @@ func loadWith(dir string, given map[string]string) (config.Config, []string, err
 			}
 		}
 	}
+	if err := cfg.Check(); err != nil {
+		return cfg, files, fmt.Errorf("check configuration: %w", err)
+	}
 	return cfg, files, nil
 }
 

@@ -49,6 +49,8 @@ func TestBadCommandLines(t *testing.T) {
 	for want, args := range map[string][]string{
 		"cri.slowly: there is no such key": {"--config-dir", bad, "--check-config"},
 		"takes no arguments":               {"serve"},
+		"another isolator of that name":    {"--oci-runtimes", "a=/x", "--isolator-handlers", "a=oci", "--check-config"},
+		"Gantry's own":                     {"--oci-runtimes", "oci=/x", "--check-config"},
 		"want a duration":                  {"--cri-slow", "x"},
 		"want one of":                      {"--log-level=loud"},
 		"not defined":                      {"--nothing"},

@@ -33,6 +33,7 @@ type Config struct {
 	WeakerSpaces    []string
 	WeakerLabels    []string
 	OCIRuntime      []string
+	OCIRuntimes     []string
 	OCITimeout      time.Duration
 	OCIAppArmor     string
 	DeviceSpecDirs  []string
@@ -91,6 +92,7 @@ func (c *Config) Options() []Option {
 		{"isolator.weaker-namespaces", "pods of these namespaces may choose an isolator that isolates less than the default one; * is all", &listValue{&c.WeakerSpaces, given}},
 		{"isolator.weaker-labels", "pods with one of these labels, NAME=VALUE, may do so too; who makes pods gives them labels", &listValue{&c.WeakerLabels, label}},
 		{"oci.runtime", "command line of the OCI runtime up to its subcommand; empty is crun with its cgroup manager switched off", &listValue{&c.OCIRuntime, anything}},
+		{"oci.runtimes", "further OCI runtimes, each an isolator of that name: NAME=PROGRAM [OPTION]..., or NAME:KIND=... with the kind crun, runc, runsc or youki where the program's name does not tell it", &runtimesValue{&c.OCIRuntimes}},
 		{"oci.timeout", "how long the OCI runtime may take to create or start an app; more than 100s is taken for 100s", &durationValue{&c.OCITimeout, time.Second}},
 		{"oci.apparmor", "AppArmor profile of apps that ask for the default one; it must be loaded. Empty is gantry-default where AppArmor is on; unconfined is none", &textValue{&c.OCIAppArmor, anything}},
 		{"device.spec-dirs", "specifications of the Container Device Interface; what a later directory has goes first", &listValue{&c.DeviceSpecDirs, absolute}},
@@ -161,6 +163,9 @@ func Load(dir string) (Config, []string, error) {
 			return c, read, fmt.Errorf("read configuration %s: %w", f, err)
 		}
 		read = append(read, f)
+	}
+	if err := c.Check(); err != nil {
+		return c, read, fmt.Errorf("check configuration: %w", err)
 	}
 	return c, read, nil
 }

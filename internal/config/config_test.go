@@ -60,30 +60,36 @@ func TestDropInsWinInTheirOrder(t *testing.T) {
 func TestErrorsNameFileAndKey(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"root = \"/a\"":                    "root: there is no such key",
-		"[cri]\nsocket_ = \"/a\"":          "cri.socket_: there is no such key (is cri.socket meant?)",
-		"[cri]\nsockett = \"/a\"":          "cri.sockett: there is no such key",
-		"[network]\nbin_dirs = []":         "network.bin_dirs: there is no such key (is network.bin-dirs meant?)",
-		"[cri.more]\nsocket = \"/a\"":      "cri.more: there is no such key",
-		"[nothing]\na = 1":                 "nothing.a: there is no such key",
-		"[cri]\nsocket = \"a\"":            "cri.socket: \"a\": want an absolute path",
-		"[cri]\nsocket = 5":                "cri.socket: 5: want a string",
-		"[cri.socket]\na = 1":              "cri.socket: map[a:1]: want a string",
-		"[cri]\nslow = 5":                  "cri.slow: 5: want a duration",
-		"[cri]\nslow = \"-1s\"":            "cri.slow: -1s: want at least 0s",
-		"[cri]\nslow = \"soon\"":           "cri.slow: \"soon\": want a duration",
-		"[cri]\nstream-address = \"here\"": "cri.stream-address: \"here\": want HOST:PORT",
-		"[image]\nparallel = 0":            "image.parallel: 0: want 1 to 64",
-		"[image]\nparallel = \"2\"":        "image.parallel: 2: want a number",
-		"[image]\nmax-layer = \"1GB\"":     "image.max-layer: \"1GB\": want a size such as 128GiB",
-		"[image]\nmax-layer = \"1KiB\"":    "image.max-layer: 1KiB: want 1MiB to 1024TiB",
-		"[image]\nmount = \"usb\"":         "image.mount: \"usb\": want one of",
-		"[stdio]\njournal = 1":             "stdio.journal: 1: want true or false",
-		"[network]\nbin-dirs = \"/a\"":     "network.bin-dirs: /a: want a list of strings",
-		"[network]\nbin-dirs = [1]":        "network.bin-dirs: 1: want a string",
-		"[network]\nbin-dirs = [\"a\"]":    "network.bin-dirs: \"a\": want an absolute path",
-		"[isolator]\ndefault = \"\"":       "isolator.default: must not be empty",
-		"x = ":                             "toml: line 1",
+		"root = \"/a\"":                     "root: there is no such key",
+		"[cri]\nsocket_ = \"/a\"":           "cri.socket_: there is no such key (is cri.socket meant?)",
+		"[cri]\nsockett = \"/a\"":           "cri.sockett: there is no such key",
+		"[network]\nbin_dirs = []":          "network.bin_dirs: there is no such key (is network.bin-dirs meant?)",
+		"[cri.more]\nsocket = \"/a\"":       "cri.more: there is no such key",
+		"[nothing]\na = 1":                  "nothing.a: there is no such key",
+		"[cri]\nsocket = \"a\"":             "cri.socket: \"a\": want an absolute path",
+		"[cri]\nsocket = 5":                 "cri.socket: 5: want a string",
+		"[cri.socket]\na = 1":               "cri.socket: map[a:1]: want a string",
+		"[cri]\nslow = 5":                   "cri.slow: 5: want a duration",
+		"[cri]\nslow = \"-1s\"":             "cri.slow: -1s: want at least 0s",
+		"[cri]\nslow = \"soon\"":            "cri.slow: \"soon\": want a duration",
+		"[cri]\nstream-address = \"here\"":  "cri.stream-address: \"here\": want HOST:PORT",
+		"[image]\nparallel = 0":             "image.parallel: 0: want 1 to 64",
+		"[image]\nparallel = \"2\"":         "image.parallel: 2: want a number",
+		"[image]\nmax-layer = \"1GB\"":      "image.max-layer: \"1GB\": want a size such as 128GiB",
+		"[image]\nmax-layer = \"1KiB\"":     "image.max-layer: 1KiB: want 1MiB to 1024TiB",
+		"[image]\nmount = \"usb\"":          "image.mount: \"usb\": want one of",
+		"[stdio]\njournal = 1":              "stdio.journal: 1: want true or false",
+		"[network]\nbin-dirs = \"/a\"":      "network.bin-dirs: /a: want a list of strings",
+		"[network]\nbin-dirs = [1]":         "network.bin-dirs: 1: want a string",
+		"[network]\nbin-dirs = [\"a\"]":     "network.bin-dirs: \"a\": want an absolute path",
+		"[isolator]\ndefault = \"\"":        "isolator.default: must not be empty",
+		"[oci]\nruntimes = [\"runc\"]":      "oci.runtimes: \"runc\": want NAME=PROGRAM",
+		"[oci]\nruntimes = [\"1a=/x\"]":     "oci.runtimes: \"1a=/x\": want NAME=PROGRAM",
+		"[oci]\nruntimes = [\"fly=/x\"]":    "oci.runtimes: \"fly=/x\": isolator fly is Gantry's own",
+		"[oci]\nruntimes = [\"a:kata=/x\"]": "oci.runtimes: \"a:kata=/x\": kind \"kata\": want one of crun, runc",
+		"[oci]\nruntimes = [\"runc=runc\"]": "oci.runtimes: \"runc=runc\": want the absolute path",
+		"[oci]\nruntimes = [\"runc=\"]":     "oci.runtimes: \"runc=\": want the absolute path",
+		"x = ":                              "toml: line 1",
 	} {
 		dir := t.TempDir()
 		write(t, dir, "config.d/x.toml", text)
@@ -98,6 +104,7 @@ func TestTextGivesTheSameAgain(t *testing.T) {
 	t.Parallel()
 	c := Default()
 	c.OCIRuntime, c.ImageParallel, c.ImageAuth, c.CRISlow = []string{"/usr/bin/runc", "--debug", "a \"b\""}, 7, "/odd\tpath", 1500*time.Millisecond
+	c.OCIRuntimes = []string{"runc=/usr/sbin/runc", "gvisor:runsc=/x --debug"}
 	dir := t.TempDir()
 	write(t, dir, "config.toml", c.Text())
 	got, _, err := Load(dir)
@@ -137,11 +144,12 @@ func TestFlags(t *testing.T) {
 	for _, o := range c.Options() {
 		f.Var(o.Value, o.Flag(), o.Usage)
 	}
-	if err := f.Parse([]string{"--cri-socket=/x", "--stdio-journal=false", "--oci-runtime", "crun --debug", "--image-max-layer=5MiB"}); err != nil {
+	if err := f.Parse([]string{"--cri-socket=/x", "--stdio-journal=false", "--oci-runtime", "crun --debug", "--oci-runtimes", "runc=/usr/sbin/runc  runsc=/x --platform=systrap -q b:crun=/y", "--image-max-layer=5MiB"}); err != nil {
 		t.Fatal(err)
 	}
 	want := Default()
 	want.CRISocket, want.StdioJournal, want.OCIRuntime, want.ImageMaxLayer = "/x", false, []string{"crun", "--debug"}, 5<<20
+	want.OCIRuntimes = []string{"runc=/usr/sbin/runc", "runsc=/x --platform=systrap -q", "b:crun=/y"}
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

@@ -253,6 +253,12 @@ func given(s string) error {
 // handlerName is the form of a RuntimeClass's handler.
 var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
+// runtime takes what ParseRuntime does.
+func runtime(s string) error {
+	_, err := ParseRuntime(s)
+	return err
+}
+
 // handler takes NAME=ISOLATOR, with a name that Kubernetes takes for a handler.
 func handler(s string) error {
 	name, to, ok := strings.Cut(s, "=")

@@ -15,9 +15,16 @@ func FromConfig(c config.Config) Options {
 		name, to, _ := strings.Cut(h, "=")
 		handlers[name] = to
 	}
+	var runtimes []config.Runtime
+	for _, text := range c.OCIRuntimes {
+		if r, err := config.ParseRuntime(text); err == nil { // or it would not be there
+			runtimes = append(runtimes, r)
+		}
+	}
 	return Options{
 		Isolator:        c.Isolator,
 		Runtime:         c.OCIRuntime,
+		Runtimes:        runtimes,
 		RuntimeTimeout:  c.OCITimeout,
 		AppArmorDefault: c.OCIAppArmor,
 		Handlers:        handlers,

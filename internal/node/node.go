@@ -9,9 +9,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
+	"gantry/internal/config"
 	"gantry/internal/engine"
 	"gantry/internal/image"
 	"gantry/internal/isolator"
@@ -41,7 +43,9 @@ type Options struct {
 	Isolator string
 	// Runtime is the OCI runtime's command line up to the subcommand.
 	Runtime []string
-	// RuntimeTimeout bounds one call of it.
+	// Runtimes are further ones, each an isolator of its name.
+	Runtimes []config.Runtime
+	// RuntimeTimeout bounds one call of one.
 	RuntimeTimeout time.Duration
 	// Handlers are further names of isolators.
 	Handlers map[string]string
@@ -81,14 +85,10 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		return nil, err
 	}
 	labels, known := selinux(o.Log)
-	iso, err := oci.New(oci.Config{
-		Runtime: o.Runtime, RuntimeTimeout: o.RuntimeTimeout, Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile,
-		SELinux: labels, KnownLabel: known,
+	isolators, err := o.isolators(oci.Config{
+		RuntimeTimeout: o.RuntimeTimeout, Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile,
+		SELinux: labels, KnownLabel: known, Installed: installed,
 	})
-	if err != nil {
-		return nil, err
-	}
-	host, err := fly.New(fly.Config{Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile, SELinux: labels})
 	if err != nil {
 		return nil, err
 	}
@@ -118,13 +118,47 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	e, err = engine.New(ctx, engine.Config{
 		Root: o.Root, Run: o.Run, Log: o.Log,
 		Systemd: manager, Images: images, Network: pods, Stdio: stdio.Client{},
-		Isolators: append([]isolator.Isolator{iso, host}, others...), Isolator: o.Isolator,
+		Isolators: append(isolators, others...), Isolator: o.Isolator,
 		Init: Init, HostPathHelper: Init, Handlers: o.Handlers, Weaker: o.Weaker, CDIDirs: o.CDIDirs, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
 	})
 	if err != nil {
 		return nil, errors.Join(err, manager.Close())
 	}
 	return &Node{e, manager}, nil
+}
+
+// isolators are oci and fly, and one for each further runtime, which differ from oci in
+// nothing but that.
+func (o Options) isolators(c oci.Config) ([]isolator.Isolator, error) {
+	host, err := fly.New(fly.Config{Init: c.Init, StdioSocket: c.StdioSocket, AppArmorDefault: c.AppArmorDefault, SELinux: c.SELinux})
+	if err != nil {
+		return nil, err
+	}
+	runtimes := append([]config.Runtime{{Name: oci.DefaultName, Command: o.Runtime}}, o.Runtimes...)
+	var out []isolator.Isolator
+	for _, r := range runtimes {
+		c.Name, c.Kind, c.Runtime = r.Name, r.Kind, r.Command
+		iso, err := oci.New(c)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, iso)
+	}
+	return slices.Insert(out, 1, isolator.Isolator(host)), nil
+}
+
+// installed tells why a program cannot be run.
+func installed(program string) error {
+	info, err := os.Stat(program)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errors.New("there is no such file")
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular() || info.Mode()&0o111 == 0:
+		return errors.New("it is no program")
+	}
+	return nil
 }
 
 // defaultProfile is the AppArmor profile that we ship.

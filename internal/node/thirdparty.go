@@ -13,6 +13,9 @@ func thirdParties(o Options, c external.Config) ([]isolator.Isolator, error) {
 	for name := range o.Handlers {
 		taken[name] = "a handler (isolator.handlers)"
 	}
+	for _, r := range o.Runtimes {
+		taken[r.Name] = "an OCI runtime (oci.runtimes)"
+	}
 	found, err := external.Find(o.IsolatorDirs, c, taken)
 	out := make([]isolator.Isolator, len(found))
 	for i, x := range found {
