@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"gantry/internal/config"
 	"gantry/internal/engine"
 	"gantry/internal/image"
 	"gantry/internal/node"
@@ -24,7 +25,11 @@ const busybox = "localhost:5000/library/busybox:latest"
 // openNode gives an engine on the machine's own state, as the CLI has it.
 func openNode(t *testing.T) *node.Node {
 	t.Helper()
-	n, err := node.Open(t.Context(), node.Options{IsolatorDirs: []string{isolatorDir}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	n, err := node.Open(t.Context(), node.Options{
+		IsolatorDirs: []string{isolatorDir}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		// Beside crun, as an operator configures it.
+		Runtimes: []config.Runtime{{Name: "runc", Command: []string{"/usr/sbin/runc"}}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

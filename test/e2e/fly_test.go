@@ -255,7 +255,7 @@ func TestFlyKeepsTheCgroupOptions(t *testing.T) {
 	sh(t, "mount -o remount,nsdelegate,memory_recursiveprot /sys/fs/cgroup") // as systemd does
 	options := func() string { return sh(t, "findmnt -n -o FS-OPTIONS /sys/fs/cgroup") }
 	before := options()
-	for _, isolated := range []podOption{inFly, inOCI} {
+	for _, isolated := range []podOption{inFly, inOCI, inRunc} {
 		for _, privileged := range []bool{false, true} {
 			p := newPod(t, n, isolated, func(p *pod.Pod) { p.Security.Privileged = privileged })
 			printed(t, n, p, "ls /sys/fs/cgroup", with(func(s *engine.AppSpec) { s.Security.Privileged = privileged }))

@@ -36,7 +36,7 @@ func guestPackages() []string {
 	return []string{
 		"systemd", "systemd-sysv", "dbus", "udev", "linux-image-cloud-amd64", "initramfs-tools", "zstd",
 		"openssh-server", "iproute2", "iptables", "nftables", "conntrack", "containernetworking-plugins",
-		"crun", "erofs-utils", "golang-github-containers-common", "apparmor",
+		"crun", "runc", "erofs-utils", "golang-github-containers-common", "apparmor",
 		"busybox-static", "nginx-light", "netcat-openbsd", // what test images are made of
 		"criu", "libcriu2", // checkpoints
 		"selinux-policy-default", "policycoreutils", "selinux-utils", // asleep, unless the VM is booted with SELinux
