@@ -712,6 +712,7 @@ func TestNotReady(t *testing.T) {
 func TestErrorsBecomeCodes(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
+	late := &engine.StageError{Op: "create pod", Stage: "network", Took: 93 * time.Second, Err: context.DeadlineExceeded}
 	for _, c := range []struct {
 		err  error
 		want codes.Code
@@ -729,6 +730,9 @@ func TestErrorsBecomeCodes(t *testing.T) {
 		{fmt.Errorf("a: %w", context.Canceled), codes.Canceled},
 		{io.ErrUnexpectedEOF, codes.Unknown},
 		{&engine.StageError{Op: "create pod", Stage: "network", Took: 93 * time.Second, Err: pod.ErrUnavailable}, codes.Unavailable},
+		{errors.Join(late, fmt.Errorf("undo record: %w", pod.ErrNotFound)), codes.DeadlineExceeded},
+		{errors.Join(fmt.Errorf("undo unit: %w", pod.ErrExists), fmt.Errorf("pod x: %w", late)), codes.DeadlineExceeded},
+		{errors.Join(&engine.StageError{Op: "create pod", Stage: "record", Err: io.ErrUnexpectedEOF}, pod.ErrInvalid), codes.Unknown},
 	} {
 		b.engine.Fail = func(string) error { return c.err }
 		_, err := b.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: sandboxConfig("x")})

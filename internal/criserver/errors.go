@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"gantry/internal/engine"
 	"gantry/internal/pod"
 )
 
@@ -16,6 +17,11 @@ import (
 func code(err error) codes.Code {
 	if s, ok := status.FromError(err); ok {
 		return s.Code()
+	}
+	// An operation that failed in a step may have met other kinds when it was undone.
+	var at *engine.StageError
+	if errors.As(err, &at) {
+		err = at.Err
 	}
 	for _, k := range []struct {
 		kind error

@@ -46,7 +46,7 @@ func (s *runtimeService) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncReq
 	code, err := s.cfg.Engine.Exec(ctx, a.ID, pod.Process{Argv: r.Cmd}, engine.Streams{Stdout: stdout, Stderr: stderr})
 	if err != nil {
 		if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
-			err = fmt.Errorf("%w: %w", ctxErr, err)
+			err = fmt.Errorf("%w: %v", ctxErr, err) // what the end of the time led to does not count
 		}
 		return nil, fmt.Errorf("exec in container %s: %w (after %s)", a.ID, err, time.Since(began).Round(time.Millisecond))
 	}

@@ -358,6 +358,22 @@ func TestExecSync(t *testing.T) {
 	wantCode(t, second(b.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sleep"}})), codes.Canceled)
 }
 
+// TestExecSyncThatIsKilled: its runtime says something when it is killed. The time was
+// over, whatever that is.
+func TestExecSyncThatIsKilled(t *testing.T) {
+	t.Parallel()
+	b, id := running(t)
+	b.engine.Programs["killed"] = func(ctx context.Context, _ []string, _ engine.Streams) (int, error) {
+		<-ctx.Done()
+		return 0, fmt.Errorf("%w: the runtime was killed", pod.ErrInvalid)
+	}
+	_, err := b.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"killed"}, Timeout: 1})
+	wantCode(t, err, codes.DeadlineExceeded)
+	if !strings.Contains(err.Error(), "the runtime was killed") {
+		t.Errorf("no reason: %v", err)
+	}
+}
+
 // An answer is cut to what a client takes, and the command is none the wiser.
 func TestExecSyncCutsTheOutput(t *testing.T) {
 	t.Parallel()

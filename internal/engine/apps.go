@@ -63,11 +63,11 @@ func (e *Engine) createApp(ctx context.Context, podID pod.ID, spec AppSpec) (pod
 		return "", err
 	}
 	err = e.run(ctx, e.appCreation(app, secret))
-	err = errors.Join(err, e.reloadApp(podID, app.ID, false))
+	err = also(err, e.reloadApp(podID, app.ID, false))
 	if err == nil {
 		err = e.keepsImages(ctx, s.Pod, app)
 	}
-	return app.ID, errors.Join(err, lock.Unlock())
+	return app.ID, also(err, lock.Unlock())
 }
 
 // appCreated is now, or later: of the apps of one name the last counts.
@@ -93,7 +93,7 @@ func (e *Engine) keepsImages(ctx context.Context, p *pod.Pod, a *pod.App) error 
 			err = fmt.Errorf("image %s was removed meanwhile: %w", id, pod.ErrNotFound)
 		}
 		err = fmt.Errorf("create app %s: %w", a.Name, err)
-		return errors.Join(err, e.run(ctx, e.appRemoval(p, a)), e.reloadApp(p.ID, a.ID, false))
+		return also(err, e.run(ctx, e.appRemoval(p, a)), e.reloadApp(p.ID, a.ID, false))
 	}
 	return nil
 }
@@ -374,7 +374,7 @@ func (e *Engine) RemoveApp(ctx context.Context, id pod.ID) error {
 		return err
 	}
 	err = e.run(ctx, e.appRemoval(p.Pod, s.App))
-	return errors.Join(err, e.reloadApp(s.Pod, id, false), lock.Unlock())
+	return also(err, e.reloadApp(s.Pod, id, false), lock.Unlock())
 }
 
 // forgetter is an isolator whose runtime may remember an app beyond its unit.

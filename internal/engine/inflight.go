@@ -64,7 +64,7 @@ func (e *Engine) endStart(ctx context.Context, s pod.AppStatus) error {
 		return err
 	}
 	err := e.stopUnit(ctx, unit.App(string(s.ID)), func() bool { return e.appHangs(s.App) })
-	return errors.Join(err, e.reloadApp(s.Pod, s.ID, false))
+	return also(err, e.reloadApp(s.Pod, s.ID, false))
 }
 
 // endStarts ends the apps of a pod that were prepared before its lock was had, and

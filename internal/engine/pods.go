@@ -71,8 +71,7 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 	if !whole {
 		err = fmt.Errorf("create pod %s: its unit was stopped meanwhile: %w", p.Name, pod.ErrUnavailable)
 	}
-	err = errors.Join(err, e.reloadPod(p.ID, whole))
-	return p.ID, errors.Join(err, m.lock.Unlock())
+	return p.ID, also(err, e.reloadPod(p.ID, whole), m.lock.Unlock())
 }
 
 // podCreated is now, or later: kubelet takes the pod that was created last for the one
@@ -190,7 +189,7 @@ func (e *Engine) removeLocked(ctx context.Context, p *pod.Pod, lock *disk.Lock) 
 	if err == nil {
 		err = e.run(ctx, e.podRemoval(p))
 	}
-	return errors.Join(err, e.reloadPodAsIs(ctx, p.ID))
+	return also(err, e.reloadPodAsIs(ctx, p.ID))
 }
 
 // making is a pod that is being made.
@@ -354,7 +353,7 @@ func (e *Engine) stopPod(ctx context.Context, id pod.ID) error {
 	if err = e.endStarts(ctx, s); err == nil {
 		err = e.run(ctx, e.podStop(s.Pod, lock, ended))
 	}
-	return errors.Join(err, ignoreSame(ended(), err), e.reloadPodAsIs(ctx, id), lock.Unlock())
+	return also(err, ignoreSame(ended(), err), e.reloadPodAsIs(ctx, id), lock.Unlock())
 }
 
 // ignoreSame drops an error that another one tells of already.
@@ -431,7 +430,7 @@ func (e *Engine) RemovePod(ctx context.Context, id pod.ID) error {
 		return err
 	}
 	err = e.run(ctx, e.podRemoval(s.Pod))
-	return errors.Join(err, e.reloadPodAsIs(ctx, id), lock.Unlock())
+	return also(err, e.reloadPodAsIs(ctx, id), lock.Unlock())
 }
 
 // podRemoval forgets a pod that is stopped and has no apps any more.

@@ -53,7 +53,7 @@ func (e *Engine) startApp(ctx context.Context, id pod.ID) error {
 	}
 	st := &starting{e: e, p: s.Pod, a: app}
 	err = e.run(ctx, st.operation())
-	return errors.Join(err, e.reloadApp(s.ID, id, err == nil))
+	return also(err, e.reloadApp(s.ID, id, err == nil))
 }
 
 func started(s pod.PodStatus, id pod.ID) bool {

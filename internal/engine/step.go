@@ -97,7 +97,7 @@ func (e *Engine) run(ctx context.Context, op operation) error {
 		e.log.Debug("step", "op", op.name, "step", s.name, "took", took, "err", err)
 		if err != nil {
 			err = &StageError{Op: op.name, Stage: s.name, Took: took, Err: err}
-			return errors.Join(err, e.undo(ctx, op.name, op.steps[:i+1]))
+			return also(err, e.undo(ctx, op.name, op.steps[:i+1]))
 		}
 	}
 	return nil
@@ -116,6 +116,16 @@ func (e *Engine) undo(ctx context.Context, op string, steps []step) error {
 		cancel()
 	}
 	return errors.Join(errs...)
+}
+
+// also adds to an error what went wrong afterwards, while things were put right: the
+// text only. What a caller branches on is why it failed, not what the clean-up met.
+func also(err error, after ...error) error {
+	later := errors.Join(after...)
+	if err == nil || later == nil {
+		return errors.Join(err, later)
+	}
+	return errors.Join(err, unkind(later))
 }
 
 // Failpoints make an operation fail, or the program die, at a boundary between

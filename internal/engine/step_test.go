@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -35,6 +36,27 @@ func TestRunUndoesInReverse(t *testing.T) {
 	var stage *StageError
 	if !errors.As(err, &stage) || stage.Stage != "network" || !errors.Is(err, bad) {
 		t.Errorf("error %v does not name the stage and the cause", err)
+	}
+}
+
+// TestKindOfAFailure: it is that of what failed, whatever its undo meets. A remove
+// that was late would read as "there is no such pod", and be taken for done.
+func TestKindOfAFailure(t *testing.T) {
+	t.Parallel()
+	e := &Engine{log: slog.New(slog.DiscardHandler)}
+	err := e.run(t.Context(), operation{"create pod", []step{{
+		"network",
+		func(context.Context) error { return context.DeadlineExceeded },
+		func(context.Context) error { return fmt.Errorf("lock pod: %w", pod.ErrNotFound) },
+	}}})
+	if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, pod.ErrNotFound) || !strings.Contains(err.Error(), "undo network: lock pod: not found") {
+		t.Errorf("error %v: want the kind of the first, and the text of both", err)
+	}
+	if err := also(nil, nil, pod.ErrUnavailable); !errors.Is(err, pod.ErrUnavailable) {
+		t.Errorf("without a failure: %v", err)
+	}
+	if err := also(nil, nil); err != nil {
+		t.Error(err)
 	}
 }
 

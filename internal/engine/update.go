@@ -59,7 +59,7 @@ func (e *Engine) updateLocked(ctx context.Context, id pod.ID, r pod.Resources) e
 		return fmt.Errorf("update app %s: %w", id, err)
 	}
 	err = e.run(ctx, e.update(s, want, limits{props, files}))
-	return errors.Join(err, e.reloadApp(s.Pod, id, s.Phase == pod.Running))
+	return also(err, e.reloadApp(s.Pod, id, s.Phase == pod.Running))
 }
 
 // UpdatePod tells a pod its new sizes; what is not told stays. Kubelet asks before it
@@ -99,7 +99,7 @@ func (e *Engine) updatePodLocked(ctx context.Context, id pod.ID, r pod.PodResour
 		}
 	}
 	err = e.run(ctx, e.podUpdate(p.Pod, want, props))
-	return errors.Join(err, e.reloadPodAsIs(ctx, id))
+	return also(err, e.reloadPodAsIs(ctx, id))
 }
 
 func (e *Engine) podUpdate(p *pod.Pod, r pod.PodResources, props []unit.Property) operation {
