@@ -96,6 +96,7 @@ type Engine struct {
 	exits  exitWatch
 	joins  joins
 	stops  stops
+	hung   hungExecs
 	usage  *usage
 	paths  hostPaths
 	peaks  peaks

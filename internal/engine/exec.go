@@ -35,6 +35,9 @@ func (e *Engine) Exec(ctx context.Context, id pod.ID, p pod.Process, s Streams) 
 	if e.stops.dying(id) {
 		return 0, fmt.Errorf("exec in app %s: it is being killed: %w", id, pod.ErrState)
 	}
+	if err := e.hung.check(id); err != nil {
+		return 0, fmt.Errorf("exec in app %s: %w", id, err)
+	}
 	plan, err := e.planExec(app, p)
 	if err != nil {
 		return 0, fmt.Errorf("exec in app %s: %w", id, err)
@@ -43,13 +46,9 @@ func (e *Engine) Exec(ctx context.Context, id pod.ID, p pod.Process, s Streams) 
 	if err != nil {
 		return 0, fmt.Errorf("exec in app %s: %w", id, err)
 	}
-	defer func() {
-		if err := group.close(); err != nil {
-			e.log.Warn("cannot give back the cgroup of an exec", "app", id, "err", err)
-		}
-	}()
 	began := time.Now()
 	run := &execRun{plan: plan, group: group, streams: s, oomScore: app.Current.OOMScoreAdj, dir: filepath.Join(e.cfg.Run, "exec")}
+	defer e.endExec(id, run)
 	code, err := run.run(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("exec in app %s: %w (after %s)", id, err, round(time.Since(began)))
@@ -83,6 +82,8 @@ type execRun struct {
 	streams  Streams
 	oomScore int
 	dir      string // for the socket of a terminal
+	// hangs tells when the command is gone, if it was killed and did not die; else nil.
+	hangs <-chan error
 }
 
 // run starts the runtime's exec and waits for it. Its exit code is the process's.
@@ -171,7 +172,7 @@ func (r *execRun) wait(ctx context.Context, cmd *exec.Cmd, end *session, log *os
 	case err = <-exited:
 	case <-ctx.Done():
 		killErr := r.kill(cmd)
-		<-exited
+		r.awaitDeath(exited, end)
 		return 0, errors.Join(ctx.Err(), killErr)
 	}
 	end.drain(ctx, drainTime)

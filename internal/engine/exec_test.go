@@ -3,11 +3,13 @@ package engine
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -161,4 +163,76 @@ func (b *bench) preparedIn(spec pod.Pod, r pod.Resources) *pod.App {
 		b.t.Fatal(err)
 	}
 	return a
+}
+
+// TestExecThatHangs: with an isolator without a runtime the command is our own child. It
+// is killed when its time is over, and does not die: whoever waits for it hears so, its
+// streams are closed, and its cgroup goes when the kernel lets go of it.
+func TestExecThatHangs(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, nil)
+	id := b.running().ID
+	r, cmd := b.hang(id)
+	if held, err := lockExecGroup(r.group.path); held != nil || err != nil {
+		t.Errorf("its cgroup is not held any more: %v", err)
+	}
+	b.hung.add(id, hungMost-1)
+	if _, err := b.Exec(t.Context(), id, pod.Process{Argv: []string{"true"}}, Streams{}); !errors.Is(err, pod.ErrUnavailable) {
+		t.Errorf("one more beside so many that hang: %v", err)
+	}
+	if err := cmd.Process.Kill(); err != nil { // as the kernel, when it lets go
+		t.Fatal(err)
+	}
+	eventually(t, "its cgroup is gone", func() bool { return !disk.Exists(r.group.path) })
+	if err := b.hung.check(id); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+}
+
+// hang has a command of an app killed that does not die.
+func (b *bench) hang(id pod.ID) (*execRun, *exec.Cmd) {
+	b.t.Helper()
+	app, err := b.App(id)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	// The cgroup is a plain directory here, so that to kill it kills nobody.
+	group, err := b.newExecGroup(app, "")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	r, cmd := &execRun{group: group, streams: Streams{Stdout: io.Discard}}, exec.Command("/bin/sleep", "1000")
+	end, err := r.pipes(cmd)
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { _ = cmd.Process.Kill() })
+	end.started()
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Millisecond)
+	defer cancel()
+	told := make(chan error, 1)
+	go func() {
+		_, err := r.wait(ctx, cmd, end, nil)
+		told <- err
+	}()
+	limit := time.After(20 * time.Second)
+	select {
+	case err := <-told:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			b.t.Errorf("its caller got %v", err)
+		}
+	case <-limit:
+		b.t.Fatal("its caller waits for it")
+	}
+	select {
+	case <-end.out:
+	case <-limit:
+		b.t.Error("its output is still copied")
+	}
+	end.close()
+	b.endExec(id, r)
+	return r, cmd
 }

@@ -16,7 +16,11 @@ import (
 // fly, or in one that may not.
 func (e engine) flyConfig(t *testing.T, namespace string) *cri.PodSandboxConfig {
 	t.Helper()
-	config := onHost(e.podConfig(t, "agent"))
+	return asFly(e.podConfig(t, "agent"), namespace)
+}
+
+func asFly(config *cri.PodSandboxConfig, namespace string) *cri.PodSandboxConfig {
+	onHost(config)
 	config.Metadata.Namespace = namespace
 	config.Annotations["gantry.io/isolator"] = "fly"
 	return config

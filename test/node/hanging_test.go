@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -128,6 +129,7 @@ func TestHungFilesystem(t *testing.T) {
 		},
 		"pods-pids":   func(*cri.PodSandboxConfig) {},
 		"on-the-host": func(c *cri.PodSandboxConfig) { onHost(c) },
+		"fly":         func(c *cri.PodSandboxConfig) { asFly(c, "fly") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := e.podConfig(t, "hung-"+name)
@@ -203,6 +205,46 @@ func hungPod(t *testing.T, e engine, podConfig *cri.PodSandboxConfig) {
 		_, err := os.Stat(cgroup)
 		return errors.Is(err, os.ErrNotExist)
 	})
+}
+
+// TestHungCommandOfFly: no runtime stands between gantry-cri and a command that hangs.
+// Its caller is answered all the same, and what is left of it goes with the hang.
+func TestHungCommandOfFly(t *testing.T) {
+	guard(t)
+	needsGantry(t)
+	e := dial(t)
+	m := mountHung(t)
+	p := e.run(t, e.flyConfig(t, "fly"))
+	config := containerConfig("app", "sleep 1000000")
+	config.Mounts = []*cri.Mount{{HostPath: m.dir, ContainerPath: "/hung"}}
+	c := p.create(t, config).start(t)
+	groups := func() string {
+		return sh(t, "find /sys/fs/cgroup -path '*/gantry-app-"+c.id+".service/exec-*' -type d")
+	}
+	limit := patience(3 * time.Second) // enough to come as far as the hang
+	began := time.Now()
+	var probes sync.WaitGroup
+	for i := range 3 {
+		probes.Go(func() {
+			command := []string{"cat", fmt.Sprintf("/hung/%d", i)}
+			_, err := e.ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: c.id, Cmd: command, Timeout: int64(limit.Seconds())})
+			if took := time.Since(began); status.Code(err) != codes.DeadlineExceeded || took > limit+patience(10*time.Second) {
+				t.Errorf("a probe that hangs: %v, after %s", err, took)
+			}
+		})
+	}
+	probes.Wait()
+	if got := len(strings.Fields(groups())); got != 3 {
+		t.Errorf("%d cgroups of commands are there, want those of the 3 that hang", got)
+	}
+	if out, _, code := c.exec(t, "echo", "well"); out != "well\n" || code != 0 {
+		t.Errorf("another command: %q, %d", out, code)
+	}
+	m.release()
+	eventually(t, 20*time.Second, "the commands that hung are gone", func() bool { return groups() == "" })
+	if s := c.status(t); s.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container is %s", s.State)
+	}
 }
 
 // TestHungDaemonOfThePod: what serves the file system is in the same pod, and dies with
