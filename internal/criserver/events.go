@@ -70,7 +70,7 @@ func (s *Server) untilReady(ctx context.Context) error {
 	}
 }
 
-// readyAgain is when it is looked again whether systemd answers: of that no list changes.
+// readyAgain bounds how long it is trusted that readiness is told of.
 const readyAgain = time.Second
 
 var errClosing = fmt.Errorf("the server is being stopped: %w", pod.ErrUnavailable)

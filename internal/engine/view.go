@@ -24,10 +24,14 @@ import (
 type view struct {
 	// change is held from before the machine is looked at until entries say what was
 	// seen, so that an older look never replaces a newer one. It comes before mu.
-	change  sync.Mutex
-	mu      sync.RWMutex
-	live    bool  // kept true by Watch
-	stale   error // why the view is not complete right now
+	change sync.Mutex
+	mu     sync.RWMutex
+	live   bool  // kept true by Watch
+	stale  error // why the view is not complete right now
+	// away is why it may be wrong: systemd has not been heard for longer than busGrace,
+	// which lost waits for; nil if the bus is there.
+	away    error
+	lost    *outage
 	entries map[pod.ID]*entry
 	owner   map[pod.ID]pod.ID // app -> pod
 	// unread are pods whose records cannot be read, and why: they are in no list, but
@@ -93,11 +97,15 @@ func (a *appEntry) observe(bootID string) pod.AppStatus {
 	})
 }
 
-// Ready returns nil when the view is complete.
+// Ready returns nil when the view is complete, and what keeps it true is heard. What is
+// under way already goes on without the latter: a call waits for the bus by itself.
 func (e *Engine) Ready() error {
 	e.view.mu.RLock()
 	defer e.view.mu.RUnlock()
-	return e.view.stale
+	if e.view.stale != nil {
+		return e.view.stale
+	}
+	return e.view.away
 }
 
 // Pods lists pods with their apps, oldest first.

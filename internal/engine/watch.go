@@ -90,8 +90,11 @@ func (e *Engine) follow(ctx context.Context, events <-chan systemd.Event, disk <
 // really went meanwhile is found by looking at everything afterwards.
 func (e *Engine) onUnit(ctx context.Context, ev systemd.Event, reloading bool) bool {
 	switch ev.Kind {
+	case systemd.Disconnected:
+		e.busLost()
 	case systemd.Reconnected, systemd.Overflow: // the signal of a reload may be among what was missed
 		e.resync(ctx)
+		e.busBack() // after an overflow too: that it is back may be among what was missed
 		e.rewriteLimits(ctx)
 		return false
 	case systemd.Reload:
@@ -110,6 +113,50 @@ func (e *Engine) onUnit(ctx context.Context, ev systemd.Event, reloading bool) b
 		}
 	}
 	return reloading
+}
+
+// busGrace is how long systemd may be away before the view is not shown any more: a
+// restart of dbus, or of PID 1, is over by then, and no list has to fail for it.
+const busGrace = 2 * time.Second
+
+// busLost gives the bus some time to come back. A timer does, and not the reader of
+// events: that one may be waiting for the bus itself.
+func (e *Engine) busLost() {
+	e.view.mu.Lock()
+	defer e.view.mu.Unlock()
+	if e.view.lost != nil {
+		return
+	}
+	err := fmt.Errorf("the bus to systemd is away since %s: %w", time.Now().Format(time.TimeOnly), pod.ErrUnavailable)
+	lost := &outage{}
+	lost.grace = time.AfterFunc(busGrace, func() {
+		if e.busAway(lost, err) {
+			e.log.Warn("no pods are listed until it is back", "err", err)
+		}
+	})
+	e.view.lost = lost
+}
+
+// outage is a time without the bus.
+type outage struct{ grace *time.Timer }
+
+// busAway does nothing for a loss that is over.
+func (e *Engine) busAway(lost *outage, err error) bool {
+	defer e.view.write()()
+	if e.view.lost != lost {
+		return false
+	}
+	e.view.away = err
+	return true
+}
+
+// busBack is for a view that was made anew after the bus came back.
+func (e *Engine) busBack() {
+	defer e.view.write()()
+	if e.view.lost != nil {
+		e.view.lost.grace.Stop()
+	}
+	e.view.lost, e.view.away = nil, nil
 }
 
 func (e *Engine) unitGone(ctx context.Context, name string) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"gantry/internal/network"
@@ -202,6 +203,53 @@ func TestNoListsWithoutEvents(t *testing.T) {
 	if err := w.Ready(); !errors.Is(err, pod.ErrUnavailable) {
 		t.Errorf("the events have ended, and the engine is ready: %v", err)
 	}
+}
+
+// TestNoListsWithoutABus: while the bus is away nothing tells of what ends. A moment of
+// that is borne, and when it is over all is looked at anew.
+func TestNoListsWithoutABus(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newLiveWorld(t)
+		p := w.pod()
+		a := w.app(p)
+		w.run(a)
+		w.load()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		events := make(chan systemd.Event)
+		go w.follow(ctx, events, nil)
+		ready := func(after time.Duration, want error) {
+			t.Helper()
+			<-time.After(after)
+			if err := w.Ready(); !errors.Is(err, want) {
+				t.Errorf("%s after the bus was lost or found: %v, want %v", after, err, want)
+			}
+		}
+		for range 2 {
+			events <- systemd.Event{Kind: systemd.Disconnected}
+			ready(busGrace/2, nil)
+			events <- systemd.Event{Kind: systemd.Disconnected} // PID 1, and then the bus
+			ready(busGrace, pod.ErrUnavailable)
+			if _, err := w.App(a.ID); err != nil {
+				t.Errorf("what is under way does not go on: %v", err)
+			}
+			events <- systemd.Event{Kind: systemd.Reconnected}
+			ready(time.Millisecond, nil)
+		}
+		events <- systemd.Event{Kind: systemd.Disconnected} // a blink
+		events <- systemd.Event{Kind: systemd.Reconnected}
+		ready(2*busGrace, nil)
+		events <- systemd.Event{Kind: systemd.Disconnected}
+		w.stop(unit.App(string(a.ID)))
+		ready(2*busGrace, pod.ErrUnavailable)
+		changed := w.Changed()
+		events <- systemd.Event{Kind: systemd.Overflow} // the news that it is back was lost
+		<-changed
+		ready(time.Millisecond, nil)
+		w.want(p, a, true, pod.Exited)
+		w.stop(unit.Pod(string(p.ID))) // nothing may run on
+	})
 }
 
 // hooked is a PID 1 that lets something happen right after it was looked at, once.

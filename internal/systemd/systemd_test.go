@@ -323,19 +323,46 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	b.drop()
-	if got := <-events; got.Kind != Reconnected {
-		t.Errorf("event %+v after the bus was restarted", got)
+	for _, want := range []EventKind{Disconnected, Reconnected} {
+		if got := <-events; got.Kind != want {
+			t.Errorf("event %+v when the bus was restarted, want %s", got, want)
+		}
 	}
 	c = <-subscribed
-	c.send(&dbus.Message{Type: dbus.TypeSignal, Headers: map[dbus.HeaderField]dbus.Variant{
-		dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath("/org/freedesktop/DBus")), dbus.FieldMember: dbus.MakeVariant("NameOwnerChanged"),
-		dbus.FieldInterface: dbus.MakeVariant("org.freedesktop.DBus"), dbus.FieldSender: dbus.MakeVariant("org.freedesktop.DBus"),
-	}}, busName, "", ":1.9")
-	if got := <-events; got.Kind != Reconnected {
-		t.Errorf("event %+v after PID 1 came back", got)
+	for _, owners := range []struct {
+		before, now string
+		want        EventKind
+	}{{":1.1", "", Disconnected}, {"", ":1.9", Reconnected}} {
+		c.send(&dbus.Message{Type: dbus.TypeSignal, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath("/org/freedesktop/DBus")), dbus.FieldMember: dbus.MakeVariant("NameOwnerChanged"),
+			dbus.FieldInterface: dbus.MakeVariant("org.freedesktop.DBus"), dbus.FieldSender: dbus.MakeVariant("org.freedesktop.DBus"),
+		}}, busName, owners.before, owners.now)
+		if got := <-events; got.Kind != owners.want {
+			t.Errorf("event %+v when PID 1 was away, want %s", got, owners.want)
+		}
 	}
 	cancel()
 	for range events { // closed, in the end
+	}
+}
+
+// TestWatchWithoutABus: who watches hears that the bus is away while it is.
+func TestWatchWithoutABus(t *testing.T) {
+	t.Parallel()
+	b := newTestBus(t, func(_ *testBus, c *busConn, m *dbus.Message) { c.reply(m) })
+	events, err := dialTest(t, b).Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.listener.Close()
+	b.drop()
+	select {
+	case got := <-events:
+		if got.Kind != Disconnected {
+			t.Errorf("event %+v, want that the bus is away", got)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("nobody tells that the bus is away")
 	}
 }
 

@@ -16,11 +16,12 @@ type EventKind string
 // The kinds of event. After Reconnected and Overflow events may be missing, so
 // that the reader has to look at everything again.
 const (
-	UnitRemoved EventKind = "unit removed" // PID 1 forgot a unit: it ended
-	JobRemoved  EventKind = "job removed"  // a job of a unit ended, with Result
-	Reload      EventKind = "reload"       // a daemon-reload began (Begin) or ended
-	Reconnected EventKind = "reconnected"  // the bus or PID 1 was away
-	Overflow    EventKind = "overflow"     // the reader was too slow
+	UnitRemoved  EventKind = "unit removed" // PID 1 forgot a unit: it ended
+	JobRemoved   EventKind = "job removed"  // a job of a unit ended, with Result
+	Reload       EventKind = "reload"       // a daemon-reload began (Begin) or ended
+	Disconnected EventKind = "disconnected" // the bus or PID 1 is away: Reconnected will follow
+	Reconnected  EventKind = "reconnected"  // the bus or PID 1 was away
+	Overflow     EventKind = "overflow"     // the reader was too slow
 )
 
 // Event is something PID 1 told without being asked.
@@ -79,6 +80,9 @@ func (m *Manager) keep(ctx context.Context, s *session, w *watcher) {
 		}
 		if ctx.Err() != nil || m.life.Err() != nil {
 			return
+		}
+		if s != nil {
+			w.Put(Event{Kind: Disconnected})
 		}
 		next, err := m.attach(ctx, w)
 		if err != nil {
@@ -181,12 +185,16 @@ func (s *session) DeliverSignal(iface, member string, sig *dbus.Signal) {
 
 func (s *session) ownerChanged(body []any) {
 	var name, before, now string
-	if dbus.Store(body, &name, &before, &now) != nil || name != busName || now == "" {
+	if dbus.Store(body, &name, &before, &now) != nil || name != busName {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for w := range s.watchers {
+		if now == "" {
+			w.Put(Event{Kind: Disconnected})
+			continue
+		}
 		w.mu.Lock()
 		go w.renew() // it calls, and the answer comes through this very goroutine
 		w.mu.Unlock()

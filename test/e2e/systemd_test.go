@@ -31,7 +31,8 @@ func dialSystemd(t *testing.T) *systemd.Manager {
 // TestSystemdKeepsTheContract runs the suite that the fake passes against PID 1.
 func TestSystemdKeepsTheContract(t *testing.T) {
 	guard(t)
-	systemdtest.Run(t, func(t *testing.T) systemdtest.Manager { return dialSystemd(t) })
+	systemdtest.Run(t, func(t *testing.T) systemdtest.Manager { return dialSystemd(t) },
+		func(t *testing.T, _ systemdtest.Manager) { sh(t, "systemctl restart dbus.service") })
 }
 
 // TestSystemdDisturbed starts and stops units while the bus is restarted and PID 1
@@ -80,7 +81,7 @@ func TestSystemdDisturbed(t *testing.T) {
 	enough()
 	kinds := <-seen
 	t.Logf("events: %v", kinds)
-	if kinds[systemd.Reconnected] < 2 || kinds[systemd.Reload] < 4 {
+	if kinds[systemd.Reconnected] < 2 || kinds[systemd.Disconnected] < 2 || kinds[systemd.Reload] < 4 {
 		t.Errorf("events %v: want the restarts and reloads among them", kinds)
 	}
 	left, err := m.Units(ctx, "gantry-test-*")

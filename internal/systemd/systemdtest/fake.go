@@ -316,7 +316,13 @@ func (f *Fake) Watch(ctx context.Context) (<-chan systemd.Event, error) {
 	return q.Events(), nil
 }
 
-// Emit sends an event to all who watch: Reload, Reconnected, Overflow.
+// Blink is a bus that goes away and comes back.
+func (f *Fake) Blink() {
+	f.Emit(systemd.Event{Kind: systemd.Disconnected})
+	f.Emit(systemd.Event{Kind: systemd.Reconnected})
+}
+
+// Emit sends an event to all who watch: Reload, Disconnected, Reconnected, Overflow.
 func (f *Fake) Emit(e systemd.Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -18,7 +18,7 @@ var (
 
 func TestFakeKeepsTheContract(t *testing.T) {
 	t.Parallel()
-	Run(t, func(*testing.T) Manager { return New(nil) })
+	Run(t, func(*testing.T) Manager { return New(nil) }, func(_ *testing.T, m Manager) { m.(*Fake).Blink() })
 }
 
 // TestStopPost: the recorder of exits finds what systemd would tell it.

@@ -282,3 +282,31 @@ func testSetProperties(t *testing.T, b *bench) {
 		t.Errorf("state: %+v", s)
 	}
 }
+
+// testBlink: what happened while the bus was away is not told, so that has to be.
+func testBlink(t *testing.T, b *bench, blink func(*testing.T, Manager)) {
+	events, err := b.Watch(b.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := b.service("main", "/bin/sleep", "1000")
+	b.start(u)
+	blink(t, b.Manager)
+	for _, want := range []systemd.EventKind{systemd.Disconnected, systemd.Reconnected} {
+		for seen := false; !seen; {
+			select {
+			case e := <-events:
+				seen = e.Kind == want
+				if e.Kind == systemd.Reconnected && !seen {
+					t.Error("told that the bus is back, and not that it went")
+				}
+			case <-b.ctx.Done():
+				t.Fatalf("not told: %s", want)
+			}
+		}
+	}
+	if s := b.state(u); s.Active != systemd.Active {
+		t.Errorf("after that the unit is %+v", s)
+	}
+	b.stop(u)
+}

@@ -34,8 +34,8 @@ type Manager interface {
 const patience = time.Minute
 
 // Run is the contract. newManager's Manager must be able to run /bin/true,
-// /bin/false, /bin/sleep and /bin/sh.
-func Run(t *testing.T, newManager func(t *testing.T) Manager) {
+// /bin/false, /bin/sleep and /bin/sh. blink takes the bus from it for a moment.
+func Run(t *testing.T, newManager func(t *testing.T) Manager, blink func(t *testing.T, m Manager)) {
 	t.Helper()
 	for name, test := range map[string]func(*testing.T, *bench){
 		"start and stop":                        testStartStop,
@@ -54,6 +54,7 @@ func Run(t *testing.T, newManager func(t *testing.T) Manager) {
 		"bad units are refused":                 testRefused,
 		"names with backslashes":                testEscapedName,
 		"properties can be changed":             testSetProperties,
+		"a bus that goes and comes is told of":  func(t *testing.T, b *bench) { testBlink(t, b, blink) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newManager(t)
