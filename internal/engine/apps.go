@@ -327,7 +327,7 @@ func (e *Engine) liftCPU(s pod.AppStatus) {
 
 // appCgroup is the directory of an app's cgroup.
 func (e *Engine) appCgroup(a *pod.App) (string, error) {
-	p, err := e.store.ReadPod(a.Pod)
+	p, err := e.podRecord(a.Pod)
 	if err != nil {
 		return "", err
 	}

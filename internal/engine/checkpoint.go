@@ -82,7 +82,7 @@ type checkpoint struct {
 
 // newCheckpoint makes a directory, which gc takes if we die.
 func (e *Engine) newCheckpoint(app pod.AppStatus) (*checkpoint, error) {
-	p, err := e.store.ReadPod(app.Pod)
+	p, err := e.podRecord(app.Pod)
 	if err != nil {
 		return nil, err
 	}

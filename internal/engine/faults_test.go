@@ -14,6 +14,7 @@ import (
 
 	"gantry/internal/disk"
 	"gantry/internal/pod"
+	"gantry/internal/unit"
 )
 
 // TestErrorAtEveryStep lets every operation fail at every boundary of its steps:
@@ -505,8 +506,9 @@ func TestLockOfHungPlugin(t *testing.T) {
 	<-ended
 }
 
-// TestUnreadablePod: a pod whose record is damaged is not taken for one that is
-// gone: nobody is told that it was removed, and its image is kept.
+// TestUnreadablePod: a pod whose record is damaged, and was never read, is not taken for
+// one that is gone: nobody is told that it was removed, and its image is kept. While it is
+// up a program that serves a kubelet lists nothing (TestDamagedPods).
 func TestUnreadablePod(t *testing.T) {
 	t.Parallel()
 	for _, live := range []bool{false, true} {
@@ -523,7 +525,11 @@ func TestUnreadablePod(t *testing.T) {
 		if err := os.WriteFile(b.Engine.store.Pod(p.ID)+"/pod.json", []byte("{"), 0o644); err != nil {
 			t.Fatal(err)
 		}
+		b.restart()
 		if live {
+			if err := b.pid1.Stop(ctx, unit.Pod(string(p.ID))); err != nil {
+				t.Fatal(err)
+			}
 			if err := b.Watch(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -542,6 +548,41 @@ func TestUnreadablePod(t *testing.T) {
 			t.Errorf("listed: %+v", pods)
 		}
 	}
+}
+
+// TestEndOfADamagedPod: one that is listed can be stopped and removed.
+func TestEndOfADamagedPod(t *testing.T) {
+	t.Parallel()
+	for _, live := range []bool{false, true} {
+		b := newBench(t, live, nil)
+		a := b.running()
+		for _, file := range []string{"pod.json", "apps/" + string(a.ID) + "/app.json"} {
+			if err := os.WriteFile(filepath.Join(b.Engine.store.Pod(a.Pod), file), []byte("{"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.StopApp(t.Context(), a.ID, 0); err != nil {
+			t.Error(err)
+		}
+		if err := b.StopPod(t.Context(), a.Pod); err != nil {
+			t.Error(err)
+		}
+		if err := b.RemovePod(t.Context(), a.Pod); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "all is gone", func() bool { return len(b.left()) == 0 && len(b.pods()) == 0 })
+	}
+}
+
+// restart puts another engine in the place of the one that has seen what there was.
+func (b *bench) restart() {
+	b.t.Helper()
+	e, err := New(b.t.Context(), b.cfg)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { e.Close() })
+	b.Engine = e
 }
 
 // TestClockSetBack: what is made later was created later, whatever the clock says.
@@ -567,18 +608,14 @@ func TestClockSetBack(t *testing.T) {
 	} {
 		b.put(filepath.Join(b.cfg.Root, "pods", string(first.ID), path), change())
 	}
-	again, err := New(ctx, b.cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { again.Close() })
+	b.restart()
 	next := spec
 	next.Attempt++
-	second, err := again.CreatePod(ctx, next)
+	second, err := b.CreatePod(ctx, next)
 	if err != nil || !second.Created.After(ahead) {
 		t.Errorf("the second pod was created at %s, the first at %s: %v", second.Created, ahead, err)
 	}
-	retried, err := again.CreateApp(ctx, first.ID, AppSpec{Name: "app", Attempt: 1, Image: b.image, Command: []string{"app"}})
+	retried, err := b.CreateApp(ctx, first.ID, AppSpec{Name: "app", Attempt: 1, Image: b.image, Command: []string{"app"}})
 	if err != nil || !retried.Created.After(ahead) {
 		t.Errorf("the second app was created at %s, the first at %s: %v", retried.Created, ahead, err)
 	}

@@ -38,7 +38,7 @@ func (e *Engine) readForeign() error {
 	}
 	defer e.view.write()()
 	for _, id := range ids {
-		t, err := e.loadPod(id, units)
+		t, err := e.loadPod(id, units, e.view.entries[id])
 		switch {
 		case errors.Is(err, pod.ErrNotFound):
 			e.dropLocked(id)
@@ -47,6 +47,9 @@ func (e *Engine) readForeign() error {
 		default:
 			e.dropLocked(id)
 			e.view.entries[id] = t
+			if t.hidden != nil {
+				e.view.unread[id] = t.hidden
+			}
 			for app := range t.apps {
 				e.view.owner[app] = id
 			}

@@ -34,8 +34,8 @@ type view struct {
 	lost    *outage
 	entries map[pod.ID]*entry
 	owner   map[pod.ID]pod.ID // app -> pod
-	// unread are pods whose records cannot be read, and why: they are in no list, but
-	// they are not gone either.
+	// unread are pods whose records are damaged, and why: they, or apps of them, are in
+	// no list, but they are not gone either.
 	unread map[pod.ID]error
 	// changed is closed when something of the above changes; nil if nobody waits.
 	changed chan struct{}
@@ -71,6 +71,8 @@ type entry struct {
 	ips  []string
 	net  bool // the network record is there
 	apps map[pod.ID]*appEntry
+	// hidden is why an app that is down is not among them.
+	hidden error
 }
 
 type appEntry struct {
@@ -220,13 +222,15 @@ func (e *Engine) load(ctx context.Context) error {
 	}
 	entries, owner, unread := map[pod.ID]*entry{}, map[pod.ID]pod.ID{}, map[pod.ID]error{}
 	for _, id := range ids {
-		t, err := e.loadPod(id, units)
+		t, err := e.loadPod(id, units, e.lastKnown(id))
 		if errors.Is(err, pod.ErrNotFound) {
 			continue // removed while we looked
 		}
 		if errors.Is(err, pod.ErrInvalid) {
-			e.log.Error("skipping a pod whose records are damaged", "pod", id, "err", err)
 			unread[id] = err
+			if err = e.mayHide(id, units, err); err != nil {
+				return err
+			}
 			continue
 		}
 		if err != nil {
@@ -235,6 +239,9 @@ func (e *Engine) load(ctx context.Context) error {
 			return fmt.Errorf("%w: %w", pod.ErrUnavailable, err)
 		}
 		entries[id] = t
+		if t.hidden != nil {
+			unread[id] = t.hidden
+		}
 		for app := range t.apps {
 			owner[app] = id
 		}
@@ -262,7 +269,7 @@ func (e *Engine) lookTwice(ctx context.Context, entries map[pod.ID]*entry) error
 					return err
 				}
 			}
-			rec, err := e.store.ReadApp(id, app)
+			rec, err := e.readApp(id, app, a)
 			switch {
 			case errors.Is(err, pod.ErrNotFound):
 				delete(t.apps, app) // removed while we looked
@@ -288,14 +295,27 @@ func (e *Engine) units(ctx context.Context) (map[string]systemd.State, error) {
 	return out, nil
 }
 
-func (e *Engine) loadPod(id pod.ID, units map[string]systemd.State) (*entry, error) {
-	p, err := e.store.ReadPod(id)
+// loadPod reads one pod. A record that is damaged is replaced by the last one that was
+// read, if old has it.
+func (e *Engine) loadPod(id pod.ID, units map[string]systemd.State, old *entry) (*entry, error) {
+	t := &entry{up: podUp(units[unit.Pod(string(id))]), apps: map[pod.ID]*appEntry{}}
+	if old == nil {
+		old = &entry{}
+	}
+	var err error
+	if t.pod, err = e.store.ReadPod(id); errors.Is(err, pod.ErrInvalid) && old.pod != nil {
+		e.toldDamaged(id, err)
+		t.pod, err = old.pod, nil
+	}
 	if err != nil {
 		return nil, err
 	}
-	t := &entry{pod: p, up: podUp(units[unit.Pod(string(id))]), apps: map[pod.ID]*appEntry{}}
 	var res network.Result
-	if t.net, err = e.store.ReadNetwork(id, &res); err != nil {
+	if t.net, err = e.store.ReadNetwork(id, &res); errors.Is(err, pod.ErrInvalid) && old.pod != nil {
+		e.toldDamaged(id, err)
+		t.net, res.IPs, err = old.net, old.ips, nil
+	}
+	if err != nil {
 		return nil, err
 	}
 	t.ips = res.IPs
@@ -304,16 +324,28 @@ func (e *Engine) loadPod(id pod.ID, units map[string]systemd.State) (*entry, err
 		return nil, err
 	}
 	for _, app := range apps {
-		rec, err := e.store.ReadApp(id, app)
-		if errors.Is(err, pod.ErrNotFound) {
-			continue
-		}
-		if err != nil {
+		if err := e.loadApp(t, app, appUnit(units, app), old.apps[app]); err != nil {
 			return nil, err
 		}
-		t.apps[app] = e.settled(&appEntry{rec, unitState(appUnit(units, app))})
 	}
 	return t, nil
+}
+
+// loadApp reads one app of a pod. One that is damaged, and down, is hidden.
+func (e *Engine) loadApp(t *entry, app pod.ID, u systemd.State, old *appEntry) error {
+	rec, err := e.readApp(t.pod.ID, app, old)
+	switch {
+	case errors.Is(err, pod.ErrNotFound):
+		return nil
+	case errors.Is(err, pod.ErrInvalid) && !u.Loaded():
+		e.log.Error("an app whose records are damaged is hidden", "pod", t.pod.ID, "app", app, "err", err)
+		t.hidden = err
+		return nil
+	case err != nil:
+		return err
+	}
+	t.apps[app] = e.settled(&appEntry{rec, unitState(u)})
+	return nil
 }
 
 // settled hides the end of an app whose last output may not be in its log yet: who
@@ -366,7 +398,7 @@ func (e *Engine) reloadPod(id pod.ID, up bool) error {
 func (e *Engine) reloadPodLocked(id pod.ID, up bool) error {
 	defer e.view.write()()
 	old := e.view.entries[id]
-	t, err := e.loadPod(id, map[string]systemd.State{})
+	t, err := e.loadPod(id, map[string]systemd.State{}, old)
 	if errors.Is(err, pod.ErrNotFound) {
 		e.dropLocked(id)
 		delete(e.view.unread, id)
@@ -376,6 +408,9 @@ func (e *Engine) reloadPodLocked(id pod.ID, up bool) error {
 		return err
 	}
 	delete(e.view.unread, id)
+	if t.hidden != nil {
+		e.view.unread[id] = t.hidden
+	}
 	t.up = up
 	for app, a := range t.apps {
 		if old != nil && old.apps[app] != nil {
@@ -479,7 +514,8 @@ func (e *Engine) reloadAppLocked(p, id pod.ID, running bool) error {
 	if t == nil {
 		return nil
 	}
-	rec, err := e.store.ReadApp(p, id)
+	old := t.apps[id]
+	rec, err := e.readApp(p, id, old)
 	if errors.Is(err, pod.ErrNotFound) {
 		delete(t.apps, id)
 		delete(e.view.owner, id)
@@ -492,7 +528,6 @@ func (e *Engine) reloadAppLocked(p, id pod.ID, running bool) error {
 	a := &appEntry{rec, pod.UnitState{Active: systemd.Inactive}}
 	// An app runs once: where its unit was seen to be gone, a start that tells late
 	// that it went well does not bring it back.
-	old := t.apps[id]
 	if over := old != nil && old.Run != nil && !old.unit.Loaded; running && !over {
 		a.unit = pod.UnitState{Loaded: true, Active: systemd.Active}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -165,24 +166,106 @@ func TestPodReadDuringAStart(t *testing.T) {
 	w.want(p, a, true, pod.Running)
 }
 
-// TestDamagedAndUnreadablePods: a pod whose record is damaged is in no list; one
-// that could not be read, for want of a descriptor say, must not be missing there.
-func TestDamagedAndUnreadablePods(t *testing.T) {
+// TestDamagedPods: what runs is listed as it was last known, whatever becomes of its
+// records. A program that never knew lists nothing, until what it would hide is down.
+func TestDamagedPods(t *testing.T) {
+	t.Parallel()
+	w := newLiveWorld(t)
+	p, damaged := w.pod(), w.pod()
+	a, b := w.app(p), w.app(damaged)
+	w.run(a)
+	w.run(b)
+	w.load()
+	for _, file := range []string{podstore.PodFile, podstore.NetworkFile, "apps/" + string(b.ID) + "/" + podstore.AppFile} {
+		w.damage(damaged, file)
+		w.load()
+		w.podMoved(t.Context(), damaged.ID)
+		w.want(p, a, true, pod.Running)
+		w.want(damaged, b, true, pod.Running)
+	}
+	again := w.restarted()
+	err := again.Engine.load(t.Context())
+	if !errors.Is(err, pod.ErrUnavailable) || errors.Is(err, pod.ErrInvalid) {
+		t.Errorf("a pod that runs and was never read: %v", err)
+	}
+	units := unit.Pod(string(damaged.ID)) + " " + unit.App(string(b.ID))
+	for _, word := range []string{podstore.PodFile, w.store.Pod(damaged.ID), "systemctl stop " + units, "gantry gc"} {
+		if err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%v does not say %q", err, word)
+		}
+	}
+	w.stop(unit.Pod(string(damaged.ID)))
+	w.unitGone(t.Context(), unit.Pod(string(damaged.ID)))
+	w.want(damaged, b, false, pod.Running)
+	if err := again.Engine.load(t.Context()); !errors.Is(err, pod.ErrUnavailable) {
+		t.Errorf("its app still runs: %v", err)
+	}
+	w.stop(unit.App(string(b.ID)))
+	w.unitGone(t.Context(), unit.App(string(b.ID)))
+	w.want(damaged, b, false, pod.Exited)
+	again.load()
+	again.want(p, a, true, pod.Running)
+	if pods, err := again.Pods(Filter{}); err != nil || len(pods) != 1 {
+		t.Errorf("listed: %+v, %v", pods, err)
+	}
+	if _, err := again.Pod(damaged.ID); !errors.Is(err, pod.ErrUnavailable) {
+		t.Errorf("a damaged pod that is down: %v", err)
+	}
+}
+
+// TestDamagedApp: one that is down is hidden, and its pod is not.
+func TestDamagedApp(t *testing.T) {
 	t.Parallel()
 	w := newLiveWorld(t)
 	p := w.pod()
-	a := w.app(p)
-	damaged := w.pod()
-	record := filepath.Join(w.store.Pod(damaged.ID), podstore.PodFile)
-	if err := os.WriteFile(record, []byte("{"), 0o644); err != nil {
+	a, damaged := w.app(p), w.app(p)
+	record := filepath.Join("apps", string(damaged.ID), podstore.AppFile)
+	if err := os.Remove(filepath.Join(w.store.Pod(p.ID), record)); err != nil {
 		t.Fatal(err)
 	}
 	w.load()
 	w.want(p, a, true, pod.Prepared)
-	if _, err := w.Pod(damaged.ID); !errors.Is(err, pod.ErrUnavailable) {
-		t.Errorf("a damaged pod: %v", err)
+	if _, err := w.App(damaged.ID); !errors.Is(err, pod.ErrUnavailable) {
+		t.Errorf("the app: %v", err)
 	}
-	record = filepath.Join(w.store.Pod(p.ID), podstore.PodFile)
+	if !w.ImageInUse("sha256:other") {
+		t.Error("its image, whatever it is, may be removed")
+	}
+	w.run(damaged)
+	if err := w.Engine.load(t.Context()); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), podstore.AppFile) {
+		t.Errorf("it runs: %v", err)
+	}
+}
+
+// damage tears a record of a pod.
+func (w *world) damage(p *pod.Pod, file string) {
+	w.t.Helper()
+	if err := os.WriteFile(filepath.Join(w.store.Pod(p.ID), file), []byte("{"), 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// restarted is another program on the same machine, which has seen nothing yet.
+func (w *world) restarted() *world {
+	w.t.Helper()
+	e, err := New(w.t.Context(), w.cfg)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { e.Close() })
+	e.view.live = true
+	return &world{e, w.t, w.manager}
+}
+
+// TestUnreadableRecord: a pod that could not be read, for want of a descriptor say, must
+// not be missing in a list.
+func TestUnreadableRecord(t *testing.T) {
+	t.Parallel()
+	w := newLiveWorld(t)
+	p := w.pod()
+	a := w.app(p)
+	w.load()
+	record := filepath.Join(w.store.Pod(p.ID), podstore.PodFile)
 	if err := errors.Join(os.Remove(record), os.Mkdir(record, 0o755)); err != nil {
 		t.Fatal(err)
 	}

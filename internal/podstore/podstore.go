@@ -107,7 +107,7 @@ func ids(dir string) ([]pod.ID, error) {
 // ReadPod reads one pod.
 func (r Reader) ReadPod(id pod.ID) (*pod.Pod, error) {
 	var p pod.Pod
-	if err := read(filepath.Join(r.Pod(id), PodFile), &p); err != nil {
+	if err := readMain(r.Pod(id), PodFile, &p); err != nil {
 		return nil, fmt.Errorf("read pod %s: %w", id, err)
 	}
 	if p.Version != Version || p.ID != id {
@@ -140,7 +140,7 @@ func (r Reader) readAnnotations(dir string, to *map[string]string) error {
 func (r Reader) ReadApp(p, id pod.ID) (Record, error) {
 	dir := r.App(p, id)
 	rec := Record{App: new(pod.App)}
-	if err := read(filepath.Join(dir, AppFile), rec.App); err != nil {
+	if err := readMain(dir, AppFile, rec.App); err != nil {
 		return Record{}, fmt.Errorf("read app %s: %w", id, err)
 	}
 	if rec.App.Version != Version || rec.App.ID != id || rec.App.Pod != p {
@@ -210,6 +210,18 @@ func (r Reader) CheckVersion() error {
 			r.Root, data, Version, pod.ErrInvalid)
 	}
 	return nil
+}
+
+// readMain reads the record that a directory has from its first moment to its last: one
+// that is there without it is damaged, and not gone.
+func readMain(dir, name string, v any) error {
+	err := read(filepath.Join(dir, name), v)
+	if errors.Is(err, pod.ErrNotFound) {
+		if _, gone := os.Lstat(dir); gone == nil {
+			return fmt.Errorf("%s: it is missing: %w", name, pod.ErrInvalid)
+		}
+	}
+	return err
 }
 
 func optional[T any](path string) (*T, error) {

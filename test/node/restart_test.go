@@ -199,3 +199,41 @@ func link(t *testing.T, path string) string {
 	}
 	return to
 }
+
+// TestDamagedRecord tears the record of a pod that runs. It stays in the lists, but for a
+// server that was started after that: it lists nothing, and says why.
+func TestDamagedRecord(t *testing.T) {
+	guard(t)
+	needsGantry(t)
+	e := dial(t)
+	p := e.run(t, onHost(e.podConfig(t, "damaged")))
+	p.runScript(t, "app", "sleep 1000000")
+	want := e.picture(t)
+	record := "/var/lib/gantry/pods/" + p.id + "/pod.json"
+	whole, err := os.ReadFile(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mend := func() {
+		if err := os.WriteFile(record, whole, 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(mend)
+	if err := os.WriteFile(record, whole[:len(whole)/2], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sh(t, "systemctl daemon-reload") // after which all is looked at again
+	if got := e.picture(t); !maps.Equal(got, want) {
+		t.Errorf("the lists say\n%v, want\n%v", got, want)
+	}
+	sh(t, "systemctl restart gantry-cri.service")
+	eventually(t, 20*time.Second, "the file is named", func() bool {
+		err := e.lists(t)
+		return status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), "pod.json") && strings.Contains(err.Error(), "gantry-pod-"+p.id)
+	})
+	mend()
+	if got := e.pictureAfterKill(t); !maps.Equal(got, want) {
+		t.Errorf("after the file was put right the lists say\n%v, want\n%v", got, want)
+	}
+}
