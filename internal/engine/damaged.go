@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"gantry/internal/disk"
 	"gantry/internal/pod"
 	"gantry/internal/podstore"
 	"gantry/internal/systemd"
@@ -81,3 +82,18 @@ func (e *Engine) unitsUp(id pod.ID, units map[string]systemd.State) (up []string
 	}
 	return up, nil
 }
+
+// unreadPods are those that are not known whole, and are on disk still: what they have
+// is not to be taken from them.
+func (e *Engine) unreadPods() (ids []pod.ID) {
+	e.view.mu.RLock()
+	defer e.view.mu.RUnlock()
+	for id := range e.view.unread {
+		if disk.Exists(e.store.Pod(id)) { // no signal tells of one that was removed by hand
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (e *Engine) anyUnread() bool { return len(e.unreadPods()) > 0 }

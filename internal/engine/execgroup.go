@@ -186,12 +186,6 @@ func (e *Engine) staleExecs(ctx context.Context, take func(GCItem, func() error)
 	return errors.Join(errs...)
 }
 
-func (e *Engine) anyUnread() bool {
-	e.view.mu.RLock()
-	defer e.view.mu.RUnlock()
-	return len(e.view.unread) > 0
-}
-
 // staleGroups passes the groups of an app that nobody holds and that were not left
 // on purpose. It returns the names of those that somebody holds.
 func staleGroups(app string, take func(GCItem, func() error) error) (held []string, err error) {

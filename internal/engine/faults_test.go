@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -522,6 +523,9 @@ func TestUnreadablePod(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if err := b.StartApp(ctx, a.ID); err != nil {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile(b.Engine.store.Pod(p.ID)+"/pod.json", []byte("{"), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -547,6 +551,45 @@ func TestUnreadablePod(t *testing.T) {
 		if pods := b.pods(); len(pods) != 0 {
 			t.Errorf("listed: %+v", pods)
 		}
+		b.collectAround(p.ID, a.ID, !live)
+		if err := b.pid1.Stop(ctx, unit.App(string(a.ID))); err != nil { // what records its end must not write while the directory goes
+			t.Error(err)
+		}
+	}
+}
+
+// collectAround runs gc, which takes nothing of a pod that cannot be read, and the rest.
+func (b *bench) collectAround(p, app pod.ID, up bool) {
+	b.t.Helper()
+	orphan := pod.NewID()
+	lease := func(id pod.ID) string { return filepath.Join(b.dir, "cni", "attachments", string(id)+".json") }
+	spool := func(id pod.ID) string { return filepath.Join(b.dir, "run", "exits", string(id)) }
+	kept := []string{b.runDir(p), lease(p), spool(app), b.Engine.store.Pod(p), b.Engine.store.App(p, app)}
+	gone := []string{lease(orphan), spool(orphan)}
+	if err := os.MkdirAll(filepath.Dir(lease(p)), 0o700); err != nil {
+		b.t.Fatal(err)
+	}
+	for _, id := range []pod.ID{p, orphan} {
+		b.put(lease(id), map[string]any{"version": 1, "pod": id, "confList": json.RawMessage(`{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"plug"}]}`)})
+	}
+	b.put(spool(app), "")
+	b.put(spool(orphan), "")
+	if err := os.WriteFile(filepath.Join(b.dir, "plug"), []byte("#!/bin/sh\n"), 0o755); err != nil { // it agrees to everything
+		b.t.Fatal(err)
+	}
+	b.wantThere(true, slices.Concat(kept, gone)...)
+	if _, err := b.GC(b.t.Context(), GCOptions{Images: true, ExitedPods: time.Nanosecond}); err != nil {
+		b.t.Error(err)
+	}
+	b.wantThere(true, kept...)
+	b.wantThere(false, gone...)
+	for _, name := range []string{unit.Pod(string(p)), unit.App(string(app))} {
+		if s, err := b.pid1.State(b.t.Context(), name); err != nil || s.Running() != up {
+			b.t.Errorf("%s runs: %v, want %v (%v)", name, s.Running(), up, err)
+		}
+	}
+	if has, err := b.cfg.Images.Has(b.t.Context(), b.image); !has || err != nil {
+		b.t.Errorf("its image is there: %v, %v", has, err)
 	}
 }
 

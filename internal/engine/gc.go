@@ -303,6 +303,9 @@ func (g *gc) network(ctx context.Context) error {
 		}
 		errs = append(errs, g.stale(ctx, p))
 	}
+	for _, id := range g.e.unreadPods() { // whether they are up is not looked at
+		keep = append(keep, network.Attachment{Pod: id})
+	}
 	return errors.Join(append(errs, g.e.cfg.Network.GC(ctx, keep))...)
 }
 
