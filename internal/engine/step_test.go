@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -205,5 +206,38 @@ func TestMergeResources(t *testing.T) {
 	}
 	if now.Unified["b"] != "1" {
 		t.Error("the limits in force were changed in place")
+	}
+}
+
+// TestMergeKeepsEveryField: a limit that merge does not know would be dropped in silence.
+func TestMergeKeepsEveryField(t *testing.T) {
+	t.Parallel()
+	kind := reflect.TypeFor[pod.Resources]()
+	for i := range kind.NumField() {
+		f := kind.Field(i)
+		var one, other pod.Resources
+		setField(t, reflect.ValueOf(&one).Elem().Field(i), "1")
+		setField(t, reflect.ValueOf(&other).Elem().Field(i), "2")
+		for name, got := range map[string]pod.Resources{"told": merge(pod.Resources{}, one), "told anew": merge(other, one), "not told": merge(one, pod.Resources{})} {
+			if v := reflect.ValueOf(got).Field(i).Interface(); !reflect.DeepEqual(v, reflect.ValueOf(one).Field(i).Interface()) {
+				t.Errorf("%s, %s: got %v", f.Name, name, v)
+			}
+		}
+	}
+}
+
+func setField(t *testing.T, v reflect.Value, text string) {
+	t.Helper()
+	switch v.Interface().(type) {
+	case int, int64:
+		v.SetInt(int64(text[0]))
+	case string:
+		v.SetString(text)
+	case map[string]string:
+		v.Set(reflect.ValueOf(map[string]string{"pids.max": text}))
+	case []pod.HugepageLimit:
+		v.Set(reflect.ValueOf([]pod.HugepageLimit{{PageSize: text + "MB"}}))
+	default:
+		t.Fatalf("a limit of type %s is new", v.Type())
 	}
 }

@@ -58,7 +58,7 @@ func (e *Engine) updateLocked(ctx context.Context, id pod.ID, r pod.Resources) e
 	if err != nil {
 		return fmt.Errorf("update app %s: %w", id, err)
 	}
-	err = e.run(ctx, e.update(s, want, limits{props, files}))
+	err = e.run(ctx, e.update(s, want, limits{props, files, want.OOMScoreAdj}))
 	return also(err, e.reloadApp(s.Pod, id, s.Phase == pod.Running))
 }
 
@@ -116,8 +116,9 @@ func (e *Engine) podUpdate(p *pod.Pod, r pod.PodResources, props []unit.Property
 
 // limits are an app's resources as its unit takes them.
 type limits struct {
-	props []unit.Property
-	files []isolator.CgroupFile
+	props    []unit.Property
+	files    []isolator.CgroupFile
+	oomScore int // no unit that runs takes it
 }
 
 // update has no undo: limits that are in force and not on record are put there by
@@ -162,10 +163,12 @@ func (e *Engine) setUnitLimits(ctx context.Context, s pod.AppStatus, l limits, d
 			return fmt.Errorf("update app %s: %w", s.ID, err)
 		}
 	}
+	if err := rescore(dir, s.Current.OOMScoreAdj, l.oomScore); err != nil {
+		return fmt.Errorf("update app %s: %w", s.ID, err)
+	}
 	return nil
 }
 
-// merge puts what is set in r over what is in force.
 // mergeInto is merge where either may be missing.
 func mergeInto(now, r *pod.Resources) *pod.Resources {
 	if r == nil {
@@ -178,6 +181,7 @@ func mergeInto(now, r *pod.Resources) *pod.Resources {
 	return &all
 }
 
+// merge puts what is set in r over what is in force.
 func merge(now, r pod.Resources) pod.Resources {
 	for _, f := range []struct{ to, from *int64 }{
 		{&now.CPUPeriod, &r.CPUPeriod},
@@ -190,6 +194,9 @@ func merge(now, r pod.Resources) pod.Resources {
 		if *f.from != 0 {
 			*f.to = *f.from
 		}
+	}
+	if r.OOMScoreAdj != 0 {
+		now.OOMScoreAdj = r.OOMScoreAdj
 	}
 	if r.CPUSet != "" {
 		now.CPUSet = r.CPUSet
