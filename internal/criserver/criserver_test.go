@@ -604,7 +604,7 @@ func TestImages(t *testing.T) {
 	b.images.pull = func(ref string, o image.PullOptions) (*image.Image, error) {
 		got = o
 		b.images.images = append(b.images.images, &image.Image{
-			ID: imageA, Tags: []string{ref}, Digests: []string{"web@sha256:9"}, Size: 7, Config: image.ImageConfig{User: "33:44"},
+			ID: imageA, Tags: []string{ref}, Digests: []string{"web@sha256:9"}, Size: 7, Annotations: map[string]string{"a": "b"}, Config: image.ImageConfig{User: "33:44"},
 		})
 		return b.images.images[0], nil
 	}
@@ -625,7 +625,7 @@ func TestImages(t *testing.T) {
 		t.Errorf("empty auth: %+v, %v", got.Auth, err)
 	}
 	s, err := b.image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: web, Verbose: true})
-	if err != nil || s.Image.Id != imageA || s.Image.Size != 7 || s.Image.Uid.GetValue() != 33 || s.Image.Username != "" || s.Image.Pinned || len(s.Info) == 0 {
+	if err != nil || s.Image.Id != imageA || s.Image.Size != 7 || s.Image.Uid.GetValue() != 33 || s.Image.Username != "" || s.Image.Pinned || len(s.Info) == 0 || s.Image.Spec.GetAnnotations()["a"] != "b" {
 		t.Errorf("status: %v, %v", s, err)
 	}
 	s, err = b.image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "none"}})

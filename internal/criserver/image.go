@@ -152,6 +152,9 @@ func fromImage(img *image.Image, pinned map[string]bool) *runtimeapi.Image {
 		Size:        uint64(max(img.Size, 1)), // 0 is not allowed
 		Pinned:      img.Pinned || pinned[img.ID],
 	}
+	if len(img.Annotations) > 0 {
+		out.Spec = &runtimeapi.ImageSpec{Image: img.ID, Annotations: img.Annotations}
+	}
 	// The group after the colon has no place in the message.
 	user, _, _ := strings.Cut(img.Config.User, ":")
 	if uid, err := strconv.ParseUint(user, 10, 32); err == nil {

@@ -162,6 +162,7 @@ func (p *pull) record() *record {
 			Volumes: slices.Sorted(maps.Keys(c.Config.Volumes)), ExposedPorts: slices.Sorted(maps.Keys(c.Config.ExposedPorts)),
 		},
 	}
+	r.Annotations = p.remote.annotations
 	if c.Created != nil {
 		r.Created = *c.Created
 	}

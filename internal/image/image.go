@@ -111,6 +111,8 @@ type Image struct {
 	Config  ImageConfig
 	Layers  []Layer
 	Pinned  bool
+	// Annotations of the manifest that it was first pulled by.
+	Annotations map[string]string
 
 	manifests []string // digests of the manifests in blobs/
 }

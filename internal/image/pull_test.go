@@ -60,6 +60,35 @@ func TestPullFormats(t *testing.T) {
 	}
 }
 
+// TestPullAnnotations: those of the image's own manifest, also by an index, if they are
+// not too many to be in each list.
+func TestPullAnnotations(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	annotated := func(name string, a map[string]string) v1.Image {
+		img := mutate.MediaType(imageWith(t, v1.Config{}, gzLayer(t, entry{name: "name", data: name})), types.OCIManifestSchema1)
+		img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
+		return mutate.Annotations(img, a).(v1.Image)
+	}
+	few := map[string]string{"org.example.a": "b"}
+	index := mutate.Annotations(mutate.AppendManifests(empty.Index, mutate.IndexAddendum{
+		Add: annotated("by index", few), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}},
+	}), map[string]string{"of.the": "index"}).(v1.ImageIndex)
+	s := newStore(t, nil, r)
+	for ref, want := range map[string]map[string]string{
+		r.push(t, "a/few:1", annotated("few", few)):                                                   few,
+		r.push(t, "a/index:1", index):                                                                 few,
+		r.push(t, "a/none:1", annotated("none", nil)):                                                 nil,
+		r.push(t, "a/many:1", annotated("many", map[string]string{"a": strings.Repeat("x", 17<<10)})): nil,
+	} {
+		id := pullOf(t, s, ref).ID
+		got, err := s.Image(id)
+		if err != nil || !maps.Equal(got.Annotations, want) {
+			t.Errorf("%s: %d annotations, %v, want %v", ref, len(got.Annotations), err, want)
+		}
+	}
+}
+
 func TestPullIndexAndDigest(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t)

@@ -45,6 +45,8 @@ type record struct {
 	Size   int64         `json:"size"`
 	Config recordConfig  `json:"config"`
 	Layers []recordLayer `json:"layers"`
+	// Annotations of the manifest; records that were written earlier have none.
+	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
 type recordConfig struct {
@@ -172,7 +174,7 @@ func (r *record) image() *Image {
 			User: r.Config.User, Entrypoint: r.Config.Entrypoint, Cmd: r.Config.Cmd, WorkingDir: r.Config.WorkingDir,
 			StopSignal: r.Config.StopSignal, Volumes: r.Config.Volumes, ExposedPorts: r.Config.ExposedPorts, Labels: r.Config.Labels,
 		},
-		manifests: r.Manifests,
+		Annotations: r.Annotations, manifests: r.Manifests,
 	}
 	counted := map[string]bool{}
 	for _, l := range r.Layers {

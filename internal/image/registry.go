@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -122,6 +123,8 @@ type remote struct {
 	config    imgspec.Image
 	layers    []blob
 	infos     []types.BlobInfo
+	// annotations of the manifest; those of the index are the index's.
+	annotations map[string]string
 }
 
 // maxLayers bounds the layers of an image. Others stop at 127.
@@ -172,6 +175,7 @@ func (r *remote) instance(ctx context.Context, sys *types.SystemContext) (*ociim
 	}
 	r.manifests[r.top.String()] = raw
 	if !manifest.MIMETypeIsMultiImage(mime) {
+		r.annotations = annotations(raw)
 		return unparsed, nil
 	}
 	list, err := manifest.ListFromBlob(raw, mime)
@@ -187,7 +191,31 @@ func (r *remote) instance(ctx context.Context, sys *types.SystemContext) (*ociim
 		return nil, err
 	}
 	r.manifests[chosen.String()] = raw
+	r.annotations = annotations(raw)
 	return unparsed, nil
+}
+
+// maxAnnotations bounds the annotations of an image, names and values together: they
+// are in every list of images, and a client takes no more than 16 MiB.
+const maxAnnotations = 16 << 10
+
+// annotations reads those of a manifest, which only OCI's have. Too many are as none:
+// nothing depends on them.
+func annotations(raw []byte) map[string]string {
+	var m struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil // the library says what is wrong with the manifest
+	}
+	size := 0
+	for k, v := range m.Annotations {
+		size += len(k) + len(v)
+	}
+	if size > maxAnnotations {
+		return nil
+	}
+	return m.Annotations
 }
 
 // allowed asks the signature policy.
