@@ -2,6 +2,7 @@ package cri
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -105,7 +106,7 @@ type Checker struct{ fields map[string]Field }
 // NewChecker returns a Checker for the messages that Fields lists.
 func NewChecker() *Checker { return &Checker{fields: Fields()} }
 
-// Check walks a message; root is its name in error texts.
+// Check walks a message; root is its name in error texts, "" that of a whole request.
 func (c *Checker) Check(root string, m proto.Message) error {
 	if m == nil || !m.ProtoReflect().IsValid() {
 		return nil
@@ -115,7 +116,7 @@ func (c *Checker) Check(root string, m proto.Message) error {
 
 func (c *Checker) message(at string, m protoreflect.Message) (err error) {
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		name := at + "." + string(fd.Name())
+		name := inside(at, fd)
 		if f := c.fields[key(fd)]; f.Disposition == Refused {
 			err = invalid(name, "%s", f.Why)
 			return false
@@ -177,21 +178,26 @@ func key(fd protoreflect.FieldDescriptor) string {
 	return string(fd.ContainingMessage().Name()) + "." + string(fd.Name())
 }
 
+// inside names a field of the message that is called at.
+func inside(at string, fd protoreflect.FieldDescriptor) string {
+	return strings.TrimPrefix(at+"."+string(fd.Name()), ".")
+}
+
 // Unknown lists the fields of a message that this version of the CRI does not
-// know: a newer client sent them. They are named by their number.
+// know, in order: a newer client sent them. They are named by their number.
 func Unknown(root string, m proto.Message) []string {
 	if m == nil || !m.ProtoReflect().IsValid() {
 		return nil
 	}
-	return unknown(root, m.ProtoReflect(), nil)
+	return slices.Sorted(slices.Values(unknown(root, m.ProtoReflect(), nil)))
 }
 
 func unknown(at string, m protoreflect.Message, found []string) []string {
 	if raw := m.GetUnknown(); len(raw) > 0 {
-		found = append(found, at+"."+fieldNumbers(raw))
+		found = append(found, strings.TrimPrefix(at+"."+fieldNumbers(raw), "."))
 	}
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		name := at + "." + string(fd.Name())
+		name := inside(at, fd)
 		switch {
 		case fd.IsMap() || fd.Kind() != protoreflect.MessageKind:
 		case fd.IsList():

@@ -143,12 +143,16 @@ func TestUnknownFieldsAreFound(t *testing.T) {
 	c.Mounts[0].ProtoReflect().SetUnknown(raw)
 	c.ProtoReflect().SetUnknown(raw)
 	got := Unknown("config", c)
-	slices.Sort(got)
 	if want := []string{"config.99", "config.mounts[0].99"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if got := Unknown("config", critest.Container()); len(got) > 0 {
 		t.Errorf("got %q", got)
+	}
+	whole := &runtimeapi.CreateContainerRequest{Config: c}
+	whole.ProtoReflect().SetUnknown(raw)
+	if got, want := Unknown("", whole), []string{"99", "config.99", "config.mounts[0].99"}; !slices.Equal(got, want) {
+		t.Errorf("of a request: got %q, want %q", got, want)
 	}
 }
 

@@ -25,10 +25,6 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 	if err != nil {
 		return nil, err
 	}
-	if err := s.check.Check("config", r.Config); err != nil {
-		return nil, err
-	}
-	s.warnUnknown("CreateContainer", cri.Unknown("config", r.Config))
 	if err := s.knows("config.image.runtime_handler", r.Config.GetImage().GetRuntimeHandler()); err != nil {
 		return nil, err
 	}

@@ -96,6 +96,7 @@ type Server struct {
 	telemetry *telemetry
 	rates     rates
 	pulls     pulls
+	newer     newer
 }
 
 // New makes a Server that listens for streaming sessions already. Serve or Close

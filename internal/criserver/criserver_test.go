@@ -407,6 +407,10 @@ func TestBadRequests(t *testing.T) {
 		"config.linux.security_context.privileged": create(func(c *runtimeapi.ContainerConfig) {
 			c.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Privileged: true}}
 		}),
+		"container_id: contains a NUL byte": second(b.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: "a\x00"})),
+		"filter.state.state: 7 is no PodSandboxState": second(b.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{
+			Filter: &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: 7}},
+		})),
 		"timeout":           second(b.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: "x", Timeout: -1})),
 		"windows":           second(b.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{Windows: &runtimeapi.WindowsContainerResources{}})),
 		"image.image: must": second(b.image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{})),
@@ -416,6 +420,11 @@ func TestBadRequests(t *testing.T) {
 			t.Errorf("got %v, want it to name %s", err, want)
 		}
 	}
+	in, err := b.StreamPodSandboxes(ctx, &runtimeapi.StreamPodSandboxesRequest{Filter: &runtimeapi.PodSandboxFilter{Id: "\x00"}})
+	if err == nil {
+		_, err = in.Recv()
+	}
+	wantCode(t, err, codes.InvalidArgument)
 	wantCode(t, second(b.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: "aaaaaaaaaaaaaaaaaaaaaaaa", Config: &runtimeapi.ContainerConfig{}})), codes.NotFound)
 }
 
@@ -776,16 +785,39 @@ func TestSlowRequestsAreLogged(t *testing.T) {
 	}
 }
 
+// TestNewerFieldsAreLogged: in every request, once.
 func TestNewerFieldsAreLogged(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
+	ctx := t.Context()
+	newer := []byte{0x98, 0x06, 0x01} // field 99, varint 1
 	c := sandboxConfig("x")
-	c.ProtoReflect().SetUnknown([]byte{0x98, 0x06, 0x01}) // field 99, varint 1
-	if _, err := b.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: c}); err != nil {
-		t.Fatal(err)
+	c.ProtoReflect().SetUnknown(newer)
+	list, stream, pull := &runtimeapi.ListContainersRequest{}, &runtimeapi.StreamContainersRequest{Filter: &runtimeapi.ContainerFilter{}}, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "a"}}
+	list.ProtoReflect().SetUnknown(newer)
+	stream.Filter.ProtoReflect().SetUnknown(newer)
+	pull.Image.ProtoReflect().SetUnknown(newer)
+	for range 2 {
+		in, err := b.StreamContainers(ctx, stream)
+		drain(t, in, err, func(*runtimeapi.StreamContainersResponse) {})
+		for _, err := range []error{
+			second(b.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: c})),
+			second(b.ListContainers(ctx, list)),
+			second(b.image.ImageStatus(ctx, pull)),
+		} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	if log := b.log.String(); !strings.Contains(log, "config.99") {
-		t.Errorf("log:\n%s", log)
+	log := b.log.String()
+	for _, want := range []string{
+		"method=RunPodSandbox fields=[config.99]", "method=ListContainers fields=[99]",
+		"method=StreamContainers fields=[filter.99]", "method=ImageStatus fields=[image.99]",
+	} {
+		if n := strings.Count(log, want); n != 1 {
+			t.Errorf("%q is %d times in\n%s", want, n, log)
+		}
 	}
 }
 

@@ -8,23 +8,30 @@ import (
 	"path"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"gantry/internal/cri"
 	"gantry/internal/engine"
 	"gantry/internal/pod"
 )
 
 // Every request passes through here: it waits for nothing, is refused while the
-// engine's view is not complete, becomes a code if it fails, and is logged once.
+// engine's view is not complete or for a field that nothing takes, becomes a code if
+// it fails, and is logged once.
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	defer s.begin(ctx, info.FullMethod, req)(&err)
 	if err := s.admit(info.FullMethod); err != nil {
+		return nil, err
+	}
+	if err := s.examine(path.Base(info.FullMethod), req); err != nil {
 		return nil, err
 	}
 	return handle(ctx, req)
@@ -35,7 +42,56 @@ func (s *Server) streaming(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 	if err := s.admit(info.FullMethod); err != nil {
 		return err
 	}
-	return handle(srv, ss)
+	return handle(srv, &examined{ss, func(req any) error { return s.examine(path.Base(info.FullMethod), req) }})
+}
+
+// examined is a stream whose request is looked at when it comes.
+type examined struct {
+	grpc.ServerStream
+	examine func(req any) error
+}
+
+func (s *examined) RecvMsg(req any) error {
+	if err := s.ServerStream.RecvMsg(req); err != nil {
+		return err
+	}
+	return s.examine(req)
+}
+
+// examine refuses a request with a field that the table refuses, and tells of fields
+// that a newer client sent: they have no effect here, and that must be seen somewhere.
+func (s *Server) examine(method string, req any) error {
+	m, ok := req.(proto.Message)
+	if !ok {
+		return nil
+	}
+	if fields := cri.Unknown("", m); len(fields) > 0 && s.newer.first(method+" "+strings.Join(fields, " ")) {
+		s.log.Warn("request has fields of a newer CRI, which have no effect", "method", method, "fields", fields)
+	}
+	return s.check.Check("", m)
+}
+
+// newer is what was told of newer fields. Kubelet sends some requests each second: it
+// is told once until the server is started anew, or has forgotten.
+type newer struct {
+	mu   sync.Mutex
+	told map[string]bool
+}
+
+// maxTold bounds what is remembered.
+const maxTold = 100
+
+func (n *newer) first(what string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.told[what] {
+		return false
+	}
+	if n.told == nil || len(n.told) >= maxTold {
+		n.told = map[string]bool{}
+	}
+	n.told[what] = true
+	return true
 }
 
 // begin returns what has to be deferred: it turns a panic into an error, logs, and

@@ -15,10 +15,6 @@ func (s *runtimeService) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPod
 	if r.GetConfig() == nil {
 		return nil, fmt.Errorf("config: must not be empty: %w", pod.ErrInvalid)
 	}
-	if err := s.check.Check("config", r.Config); err != nil {
-		return nil, err
-	}
-	s.warnUnknown("RunPodSandbox", cri.Unknown("config", r.Config))
 	if err := s.knows("runtime_handler", r.RuntimeHandler); err != nil {
 		return nil, err
 	}
@@ -31,14 +27,6 @@ func (s *runtimeService) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPod
 		return nil, err
 	}
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: string(made.ID)}, nil
-}
-
-// warnUnknown tells of fields that a newer client sent: they have no effect here,
-// and that must be seen somewhere.
-func (s *Server) warnUnknown(method string, fields []string) {
-	if len(fields) > 0 {
-		s.log.Warn("request has fields of a newer CRI, which have no effect", "method", method, "fields", fields)
-	}
 }
 
 func (s *runtimeService) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
