@@ -60,8 +60,7 @@ func (s *Server) untilReady(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-changed:
-		case <-time.After(readyAgain):
+		case <-changed: // whether all pods are known is such a change
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.closing:
@@ -69,9 +68,6 @@ func (s *Server) untilReady(ctx context.Context) error {
 		}
 	}
 }
-
-// readyAgain bounds how long it is trusted that readiness is told of.
-const readyAgain = time.Second
 
 var errClosing = fmt.Errorf("the server is being stopped: %w", pod.ErrUnavailable)
 

@@ -86,7 +86,7 @@ type API interface {
 	RemovePod(ctx context.Context, id pod.ID) error // idempotent; forces
 	Pod(id pod.ID) (pod.PodStatus, error)
 	Pods(f Filter) ([]pod.PodStatus, error) // with their apps
-	// Changed is closed when Pods may answer otherwise than it did before the call, in
+	// Changed is closed when Pods or Ready may answer otherwise than before the call, in
 	// a program that watches.
 	Changed() <-chan struct{}
 	// ImagesOf tells which images the apps of one owner's pods need. It is cheap.

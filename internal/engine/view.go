@@ -53,8 +53,8 @@ func (v *view) write() (done func()) {
 	}
 }
 
-// Changed is closed when, after the call, a pod or an app of a watched machine has
-// changed, or may have. Who asks first and lists then misses nothing.
+// Changed is closed when, after the call, a pod or an app of a watched machine or what
+// Ready answers has changed, or may have. Who asks first and looks then misses nothing.
 func (e *Engine) Changed() <-chan struct{} {
 	e.view.mu.Lock()
 	defer e.view.mu.Unlock()

@@ -91,6 +91,13 @@ func TestChanged(t *testing.T) {
 	if !heard(changed) {
 		t.Error("not told of the removal of an app")
 	}
+	for _, stale := range []error{pod.ErrUnavailable, nil} {
+		changed = w.Changed()
+		w.setStale(stale)
+		if !heard(changed) {
+			t.Errorf("not told that Ready answers %v", stale)
+		}
+	}
 }
 
 // TestAnOlderLookReplacesNoNewerOne: what is started while the machine is looked at
