@@ -175,12 +175,15 @@ func TestFieldsOfSecurity(t *testing.T) {
 			user(c)
 			security(c).Capabilities = &cri.Capability{AddCapabilities: []string{"NET_ADMIN"}, AddAmbientCapabilities: []string{"NET_ADMIN"}}
 		}, "grep CapAmb /proc/self/status | cut -f2", "0000000000001000"},
-		"caps-user":       {user, "grep CapEff /proc/self/status | cut -f2", "0000000000000000"},
-		"read-only":       {func(c *cri.ContainerConfig) { security(c).ReadonlyRootfs = true }, "touch /f 2>&1; touch /dev/shm/f && echo shm", ".*Read-only file system\nshm"},
-		"writable":        {func(*cri.ContainerConfig) {}, "touch /f && echo yes", "yes"},
-		"no-new-privs":    {func(c *cri.ContainerConfig) { security(c).NoNewPrivs = true }, "grep NoNewPrivs /proc/self/status | cut -f2", "1"},
-		"new-privs":       {func(*cri.ContainerConfig) {}, "grep NoNewPrivs /proc/self/status | cut -f2", "0"},
-		"masked":          {func(c *cri.ContainerConfig) { security(c).MaskedPaths = []string{"/proc/keys", "/usr/bin"} }, "wc -c </proc/keys; ls /usr/bin | wc -l", "0\n0"},
+		"caps-user":    {user, "grep CapEff /proc/self/status | cut -f2", "0000000000000000"},
+		"read-only":    {func(c *cri.ContainerConfig) { security(c).ReadonlyRootfs = true }, "touch /f 2>&1; touch /dev/shm/f && echo shm", ".*Read-only file system\nshm"},
+		"writable":     {func(*cri.ContainerConfig) {}, "touch /f && echo yes", "yes"},
+		"no-new-privs": {func(c *cri.ContainerConfig) { security(c).NoNewPrivs = true }, "grep NoNewPrivs /proc/self/status | cut -f2", "1"},
+		"new-privs":    {func(*cri.ContainerConfig) {}, "grep NoNewPrivs /proc/self/status | cut -f2", "0"},
+		"masked":       {func(c *cri.ContainerConfig) { security(c).MaskedPaths = []string{"/proc/keys", "/usr/bin"} }, "wc -c </proc/keys; ls /usr/bin | wc -l", "0\n0"},
+		"own-hidden-none": {func(c *cri.ContainerConfig) { // but for the AppArmor profile, which protects the same files
+			security(c).Apparmor = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}
+		}, "grep -c ' /proc/' /proc/mounts; cat /proc/sys/vm/swappiness >/proc/sys/vm/swappiness && echo yes", "0\nyes"},
 		"read-only-paths": {func(c *cri.ContainerConfig) { security(c).ReadonlyPaths = []string{"/tmp"} }, "touch /tmp/f 2>&1", ".*Read-only file system"},
 		"seccomp-default": {func(c *cri.ContainerConfig) {
 			security(c).Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
@@ -224,12 +227,13 @@ func TestFieldsOfProfiles(t *testing.T) {
 	}
 	const mkdir, write, current = "mkdir /tmp/d 2>&1 && echo made", "touch /tmp/f 2>&1 && echo written", "cat /proc/self/attr/current"
 	p.runCases(t, map[string]fieldCase{
-		"seccomp":        {seccomp(cri.SecurityProfile_Localhost, profile), mkdir, ".*Operation not permitted"},
-		"apparmor":       {armor(cri.SecurityProfile_Localhost, name), write, ".*Permission denied"},
-		"apparmor-name":  {armor(cri.SecurityProfile_Localhost, name), current, name + ` \(enforce\)`},
-		"apparmor-old":   {func(c *cri.ContainerConfig) { security(c).ApparmorProfile = "localhost/" + name }, write, ".*Permission denied"},
-		"apparmor-off":   {armor(cri.SecurityProfile_Unconfined, ""), current, ".*unconfined.*"},
-		"apparmor-given": {armor(cri.SecurityProfile_RuntimeDefault, ""), current, `.+ \(enforce\)`},
+		"seccomp":         {seccomp(cri.SecurityProfile_Localhost, profile), mkdir, ".*Operation not permitted"},
+		"own-seccomp-old": {func(c *cri.ContainerConfig) { security(c).SeccompProfilePath = "localhost/" + profile }, mkdir, ".*Operation not permitted"},
+		"apparmor":        {armor(cri.SecurityProfile_Localhost, name), write, ".*Permission denied"},
+		"apparmor-name":   {armor(cri.SecurityProfile_Localhost, name), current, name + ` \(enforce\)`},
+		"apparmor-old":    {func(c *cri.ContainerConfig) { security(c).ApparmorProfile = "localhost/" + name }, write, ".*Permission denied"},
+		"apparmor-off":    {armor(cri.SecurityProfile_Unconfined, ""), current, ".*unconfined.*"},
+		"apparmor-given":  {armor(cri.SecurityProfile_RuntimeDefault, ""), current, `.+ \(enforce\)`},
 	})
 }
 
@@ -296,6 +300,9 @@ func TestFieldsOfMounts(t *testing.T) {
 		m.HostPath, m.ContainerPath = dir, "/vol"
 		return func(c *cri.ContainerConfig) { c.Mounts = []*cri.Mount{m} }
 	}
+	const devices = "/dev/trial-devices"
+	sh(t, fmt.Sprintf("mkdir -p %[1]s/deep && mknod %[1]s/none c 1 3 && mknod %[1]s/deep/zero c 1 5", devices))
+	t.Cleanup(func() { sh(t, "rm -r "+devices) })
 	const write = "touch /vol/f 2>&1 && echo yes; touch /vol/sub/f 2>&1 && echo yes; true"
 	p.runCases(t, map[string]fieldCase{
 		"writable":    {mount(&cri.Mount{}), write, "yes\nyes"},
@@ -309,6 +316,9 @@ func TestFieldsOfMounts(t *testing.T) {
 		"device": {func(c *cri.ContainerConfig) {
 			c.Devices = []*cri.Device{{HostPath: "/dev/null", ContainerPath: "/dev/mine", Permissions: "rw"}}
 		}, "echo a >/dev/mine && cat /dev/mine && echo yes", "yes"},
+		"device-directory": {func(c *cri.ContainerConfig) {
+			c.Devices = []*cri.Device{{HostPath: devices, ContainerPath: "/dev/mine", Permissions: "rw"}}
+		}, "echo a >/dev/mine/none && head -c 3 /dev/mine/deep/zero | wc -c", "3"},
 		"device-read": {func(c *cri.ContainerConfig) {
 			c.Devices = []*cri.Device{{HostPath: "/dev/vda", ContainerPath: "/dev/disk", Permissions: "r"}}
 		}, "head -c 1 /dev/disk >/dev/null && echo read; : 2>&1 >/dev/disk", "read\n.*Operation not permitted"},

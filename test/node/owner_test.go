@@ -168,10 +168,11 @@ func TestUpdateResources(t *testing.T) {
 	guard(t)
 	e := dial(t)
 	config := containerConfig("app", "sleep 1000000")
-	config.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 512}
+	config.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 512, OomScoreAdj: 456}
 	c := e.run(t, onHost(e.podConfig(t, "resize"))).create(t, config).start(t)
 	if _, err := e.UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{
-		ContainerId: c.id, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: 96 << 20, CpuQuota: 35500},
+		ContainerId: c.id, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: 96 << 20, CpuQuota: 35500, OomScoreAdj: 321},
+		Annotations: map[string]string{"example.org/a": "b"},
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -182,6 +183,13 @@ func TestUpdateResources(t *testing.T) {
 	out, _, _ := c.exec(t, "sh", "-c", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")
 	if want := "100663296\n35500 100000\n"; out != want {
 		t.Errorf("inside: %q, want %q", out, want)
+	}
+	if !ours() {
+		return // the peers drop it
+	}
+	out, _, _ = c.exec(t, "sh", "-c", "cat /proc/1/oom_score_adj /proc/self/oom_score_adj")
+	if out != "321\n321\n" || got.GetOomScoreAdj() != 321 {
+		t.Errorf("the OOM score is %q of an old process and a new one, read back %d", out, got.GetOomScoreAdj())
 	}
 }
 

@@ -226,6 +226,37 @@ func TestSharedPIDNamespace(t *testing.T) {
 	}
 }
 
+// TestTargetPIDNamespace: a container for debugging is put into the PID namespace of
+// another one, which has one of its own.
+func TestTargetPIDNamespace(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	p := e.run(t, onHost(e.podConfig(t, "target")))
+	target, other := p.runScript(t, "target", "exec sleep 1000003"), p.runScript(t, "other", "exec sleep 1000004")
+	config := containerConfig("debugger", "exec sleep 1000005")
+	config.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET, TargetId: target.id}
+	debugger := p.create(t, config).start(t)
+	if out, _, _ := debugger.exec(t, "ps"); !strings.Contains(out, "sleep 1000003") || strings.Contains(out, "sleep 1000004") {
+		t.Errorf("the debugger sees\n%s", out)
+	}
+	namespace := func(c container) string {
+		out, _, _ := c.exec(t, "readlink", "/proc/self/ns/pid")
+		return out
+	}
+	if of := namespace(target); namespace(debugger) != of || namespace(other) == of {
+		t.Errorf("the target is in %s, the debugger in %s, the other in %s", of, namespace(debugger), namespace(other))
+	}
+	config = containerConfig("nobody", "exit 0")
+	config.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_TARGET, TargetId: p.id}
+	resp, err := p.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
+	if err == nil {
+		_, err = p.StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: resp.ContainerId})
+	}
+	if err == nil {
+		t.Error("a target that is not there was taken")
+	}
+}
+
 func TestVolumes(t *testing.T) {
 	guard(t)
 	e := dial(t)
@@ -266,4 +297,9 @@ func TestImageVolume(t *testing.T) {
 	}
 	c := p.create(t, config("layers")).start(t)
 	eventually(t, 5*time.Second, "the volume is listed", func() bool { return strings.Contains(texts(c.logFile(t), "stdout"), "/vol/") })
+	mounts := c.status(t).Mounts
+	if len(mounts) != 1 || mounts[0].ContainerPath != "/vol" || !mounts[0].Readonly || mounts[0].HostPath != "" || mounts[0].ImageSubPath != "layers" ||
+		mounts[0].Image.GetImage() != ref || !strings.Contains(mounts[0].Image.GetImageRef(), "@sha256:") {
+		t.Errorf("the status has %v, the image is %s", mounts, ref)
+	}
 }

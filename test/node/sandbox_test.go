@@ -36,6 +36,7 @@ func TestFieldsOfSandbox(t *testing.T) {
 	config.PortMappings = []*cri.PortMapping{
 		{ContainerPort: 90, HostPort: 18090, HostIp: "127.0.0.1"},
 		{ContainerPort: 91, HostPort: 18091, Protocol: cri.Protocol_UDP},
+		{ContainerPort: 92, HostPort: 18092, Protocol: cri.Protocol_SCTP},
 	}
 	p := e.run(t, config)
 	s := p.status(t)
@@ -49,17 +50,14 @@ func TestFieldsOfSandbox(t *testing.T) {
 		"sysctls":  {none, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced", "81\n1"},
 		"shm":      {none, "df -k /dev/shm | tail -1 | grep -c 65536", "1"},
 	})
-	listen := p.runScript(t, "listen", "nc -l -p 90 -e echo tcp & while :; do sleep 0.1; done")
-	eventually(t, 10*time.Second, "the port of the host leads to the pod", func() bool {
-		conn, err := net.DialTimeout("tcp", "127.0.0.1:18090", time.Second)
-		if err != nil {
-			return false
-		}
-		defer conn.Close()
-		buf := make([]byte, 8)
-		n, _ := conn.Read(buf)
-		return string(buf[:n]) == "tcp\n"
-	})
+	listen := p.runScript(t, "listen", "nc -l -p 90 -e echo tcp & while :; do nc -u -l -p 91 -e echo udp; done")
+	for network, address := range map[string]string{"tcp": "127.0.0.1:18090", "udp": "127.0.0.1:18091"} {
+		eventually(t, 10*time.Second, "the port of the host leads to the pod by "+network, func() bool { return says(network, address) == network+"\n" })
+	}
+	// No kernel of ours need have SCTP: that packets of it would be led to the pod is all that is looked at.
+	if rules := sh(t, "{ nft list ruleset; iptables-save; } 2>/dev/null | grep -i sctp; true"); !strings.Contains(rules, "18092") {
+		t.Errorf("the rules for SCTP are %q", rules)
+	}
 	listen.stop(t, 0)
 	for what, change := range map[string]func(*cri.PodSandboxConfig){
 		"a sysctl of the host": func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"kernel.panic": "5"} },
@@ -79,6 +77,20 @@ func TestFieldsOfSandbox(t *testing.T) {
 	if _, err := e.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: e.podConfig(t, "handler"), RuntimeHandler: "no-such-handler"}); err == nil {
 		t.Error("a handler that is not there was taken")
 	}
+}
+
+// says sends a line to an address and returns what it answers first.
+func says(network, address string) string {
+	conn, err := net.DialTimeout(network, address, time.Second)
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	_, _ = conn.Write([]byte("hello\n")) // who does not listen does not answer either
+	buf := make([]byte, 8)
+	n, _ := conn.Read(buf)
+	return string(buf[:n])
 }
 
 func TestFieldsOfNamespaces(t *testing.T) {
