@@ -3,9 +3,10 @@
 // nothing: the mutating server and the read-only one share it.
 //
 // The translation is strict. Every field of a request stands in a table (fields.go)
-// as honoured, refused or noted; a refused field that is set is an error naming it,
-// and a field that the table does not know is reported by Unknown. What a field may
-// hold is checked here too, so that a bad request never reaches the engine.
+// as honoured, refused or noted, and every field of an answer (answers.go) as told or
+// empty; a refused field that is set is an error naming it, and a field that the CRI
+// does not know is reported by Unknown. What a field may hold is checked here too, so that
+// a bad request never reaches the engine.
 package cri
 
 import (

@@ -1,19 +1,15 @@
 package cri
 
 import (
-	"fmt"
-	"slices"
-	"strings"
+	"maps"
 
-	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Disposition is what becomes of a field of a request.
+// Disposition is what becomes of a field.
 type Disposition int
 
-// The dispositions.
+// The dispositions of fields of requests.
 const (
 	// Honoured fields have the effect that the CRI describes.
 	Honoured Disposition = iota + 1
@@ -23,204 +19,162 @@ const (
 	Noted
 )
 
+// The dispositions of fields that are in answers alone.
+const (
+	// Told fields have a value where there is something to tell.
+	Told Disposition = iota + Noted + 1
+	// Empty fields are never set; Why tells the reason.
+	Empty
+)
+
 // Field is a line of the table: a field of a message and what becomes of it.
 type Field struct {
 	Disposition Disposition
-	Why         string // for Refused and Noted
+	Why         string // for Refused, Noted and Empty
 }
+
+// All stands for all fields of a message in the table.
+const All = "all"
 
 const (
 	notLinux   = "this node runs Linux"
-	noProcess  = "a sandbox has no process of its own"
+	noProcess  = "a sandbox has no process of its own, and containers carry their own"
 	hint       = "a hint for other runtimes"
 	outputOnly = "only meant for answers"
 )
 
-func honoured(message string, names ...string) map[string]Field {
-	m := make(map[string]Field, len(names))
-	for _, n := range names {
-		m[message+"."+n] = Field{Disposition: Honoured}
-	}
-	return m
-}
-
-// Fields returns the table: message.field -> what becomes of it, for everything
-// that PodSandboxConfig and ContainerConfig are made of. The text "as honoured"
-// is proved by tests that change each field and look for a difference.
+// Fields returns the table: message.field -> what becomes of it, for everything that
+// requests and answers are made of. A message that is in both stands with what becomes
+// of it in a request. The text "as honoured" and "as told" is proved by tests that change
+// each field and look for a difference, or look for each in answers.
 func Fields() map[string]Field {
-	m := map[string]Field{
-		"PodSandboxConfig.windows": {Refused, notLinux},
-		"ContainerConfig.windows":  {Refused, notLinux},
-
-		"LinuxSandboxSecurityContext.run_as_user":                {Noted, noProcess},
-		"LinuxSandboxSecurityContext.run_as_group":               {Noted, noProcess},
-		"LinuxSandboxSecurityContext.readonly_rootfs":            {Noted, noProcess},
-		"LinuxSandboxSecurityContext.supplemental_groups":        {Noted, noProcess + "; containers carry the groups again"},
-		"LinuxSandboxSecurityContext.supplemental_groups_policy": {Noted, noProcess + "; containers carry the policy again"},
-
-		"ImageSpec.annotations": {Noted, hint},
-		"ImageSpec.image_ref":   {Noted, outputOnly},
-	}
-	for _, part := range []map[string]Field{
-		honoured("PodSandboxConfig", "metadata", "hostname", "log_directory", "dns_config", "port_mappings", "labels", "annotations", "linux"),
-		honoured("PodSandboxMetadata", "name", "uid", "namespace", "attempt"),
-		honoured("DNSConfig", "servers", "searches", "options"),
-		honoured("PortMapping", "protocol", "container_port", "host_port", "host_ip"),
-		honoured("LinuxPodSandboxConfig", "cgroup_parent", "security_context", "sysctls", "overhead", "resources"),
-		honoured("LinuxSandboxSecurityContext", "namespace_options", "selinux_options", "privileged", "seccomp", "apparmor", "seccomp_profile_path"),
-		honoured("SecurityProfile", "profile_type", "localhost_ref"),
-		honoured("SELinuxOption", "user", "role", "type", "level"),
-		honoured("NamespaceOption", "network", "pid", "ipc", "target_id", "userns_options"),
-		honoured("UserNamespace", "mode", "uids", "gids"),
-		honoured("IDMapping", "host_id", "container_id", "length"),
-		honoured("LinuxContainerResources", "cpu_period", "cpu_quota", "cpu_shares", "memory_limit_in_bytes", "oom_score_adj",
-			"cpuset_cpus", "cpuset_mems", "hugepage_limits", "unified", "memory_swap_limit_in_bytes"),
-		honoured("HugepageLimit", "page_size", "limit"),
-		honoured("Int64Value", "value"),
-		honoured("ContainerConfig", "metadata", "image", "command", "args", "working_dir", "envs", "mounts", "devices", "labels",
-			"annotations", "log_path", "stdin", "stdin_once", "tty", "linux", "stop_signal", "CDI_devices"),
-		honoured("CDIDevice", "name"),
-		honoured("ContainerMetadata", "name", "attempt"),
-		honoured("ImageSpec", "image", "user_specified_image", "runtime_handler"),
-		honoured("KeyValue", "key", "value"),
-		honoured("Mount", "container_path", "host_path", "readonly", "selinux_relabel", "propagation", "uidMappings", "gidMappings",
-			"recursive_read_only", "image", "image_sub_path", "mount_options"),
-		honoured("Device", "container_path", "host_path", "permissions"),
-		honoured("LinuxContainerConfig", "resources", "security_context"),
-		honoured("LinuxContainerSecurityContext", "capabilities", "privileged", "namespace_options", "selinux_options", "run_as_user",
-			"run_as_group", "run_as_username", "readonly_rootfs", "supplemental_groups", "supplemental_groups_policy", "no_new_privs",
-			"masked_paths", "readonly_paths", "seccomp", "apparmor", "apparmor_profile", "seccomp_profile_path"),
-		honoured("Capability", "add_capabilities", "drop_capabilities", "add_ambient_capabilities"),
-	} {
-		for k, v := range part {
-			m[k] = v
-		}
-	}
+	m := requests()
+	maps.Copy(m, answers())
 	return m
 }
 
-// Checker refuses what the table refuses, numbers that are no member of their
-// enumeration, and strings with a NUL byte, anywhere in a message.
-type Checker struct{ fields map[string]Field }
-
-// NewChecker returns a Checker for the messages that Fields lists.
-func NewChecker() *Checker { return &Checker{fields: Fields()} }
-
-// Check walks a message; root is its name in error texts, "" that of a whole request.
-func (c *Checker) Check(root string, m proto.Message) error {
-	if m == nil || !m.ProtoReflect().IsValid() {
-		return nil
+// Lookup finds the line of a field.
+func Lookup(table map[string]Field, fd protoreflect.FieldDescriptor) (Field, bool) {
+	f, ok := table[key(fd)]
+	if !ok {
+		f, ok = table[string(fd.ContainingMessage().Name())+"."+All]
 	}
-	return c.message(root, m.ProtoReflect())
-}
-
-func (c *Checker) message(at string, m protoreflect.Message) (err error) {
-	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		name := inside(at, fd)
-		if f := c.fields[key(fd)]; f.Disposition == Refused {
-			err = invalid(name, "%s", f.Why)
-			return false
-		}
-		switch {
-		case fd.IsMap():
-			err = c.mapping(name, fd, v.Map())
-		case fd.IsList():
-			for i := range v.List().Len() {
-				if err = c.value(fmt.Sprintf("%s[%d]", name, i), fd, v.List().Get(i)); err != nil {
-					break
-				}
-			}
-		default:
-			err = c.value(name, fd, v)
-		}
-		return err == nil
-	})
-	return err
-}
-
-func (c *Checker) mapping(at string, fd protoreflect.FieldDescriptor, m protoreflect.Map) (err error) {
-	if fd.Name() == "labels" || fd.Name() == "annotations" {
-		return nil // returned as they came, and never used as anything but text
-	}
-	m.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-		if err = text(at, k.String()); err == nil {
-			err = c.value(at+"["+k.String()+"]", fd.MapValue(), v)
-		}
-		return err == nil
-	})
-	return err
-}
-
-func (c *Checker) value(at string, fd protoreflect.FieldDescriptor, v protoreflect.Value) error {
-	switch fd.Kind() {
-	case protoreflect.MessageKind:
-		return c.message(at, v.Message())
-	case protoreflect.EnumKind:
-		if fd.Enum().Values().ByNumber(v.Enum()) == nil {
-			return invalid(at, "%d is no %s", v.Enum(), fd.Enum().Name())
-		}
-	case protoreflect.StringKind:
-		return text(at, v.String())
-	case protoreflect.BytesKind:
-		return text(at, string(v.Bytes()))
-	}
-	return nil
-}
-
-func text(at, s string) error {
-	if strings.IndexByte(s, 0) >= 0 {
-		return invalid(at, "contains a NUL byte")
-	}
-	return nil
+	return f, ok
 }
 
 func key(fd protoreflect.FieldDescriptor) string {
 	return string(fd.ContainingMessage().Name()) + "." + string(fd.Name())
 }
 
-// inside names a field of the message that is called at.
-func inside(at string, fd protoreflect.FieldDescriptor) string {
-	return strings.TrimPrefix(at+"."+string(fd.Name()), ".")
+// lines puts fields of messages into the table.
+type lines map[string]Field
+
+func (l lines) honoured(message string, names ...string) { l.put(Field{Honoured, ""}, message, names) }
+func (l lines) told(message string, names ...string)     { l.put(Field{Told, ""}, message, names) }
+
+func (l lines) put(f Field, message string, names []string) {
+	for _, n := range names {
+		l[message+"."+n] = f
+	}
 }
 
-// Unknown lists the fields of a message that this version of the CRI does not
-// know, in order: a newer client sent them. They are named by their number.
-func Unknown(root string, m proto.Message) []string {
-	if m == nil || !m.ProtoReflect().IsValid() {
-		return nil
+func requests() map[string]Field {
+	m := lines{
+		"VersionRequest.version":                      {Noted, "there is one version"},
+		"CreateContainerRequest.sandbox_config":       {Noted, "it repeats what RunPodSandbox was given, and the pod's record counts"},
+		"PullImageRequest.sandbox_config":             {Noted, "there are no policies by namespace"},
+		"UpdateContainerResourcesRequest.annotations": {Noted, "no key of it has a meaning here"},
+		"UpdateContainerResourcesRequest.windows":     {Refused, notLinux},
+		"PodSandboxConfig.windows":                    {Refused, notLinux},
+		"ContainerConfig.windows":                     {Refused, notLinux},
+		"ImageSpec.annotations":                       {Noted, hint},
+		"ImageSpec.image_ref":                         {Noted, outputOnly},
 	}
-	return slices.Sorted(slices.Values(unknown(root, m.ProtoReflect(), nil)))
+	for _, name := range []string{
+		"WindowsPodSandboxConfig", "WindowsSandboxSecurityContext", "WindowsNamespaceOption", "WindowsContainerConfig",
+		"WindowsContainerSecurityContext", "WindowsContainerResources", "WindowsCpuGroupAffinity",
+	} {
+		m[name+"."+All] = Field{Refused, notLinux}
+	}
+	m.put(Field{Noted, noProcess}, "LinuxSandboxSecurityContext",
+		[]string{"run_as_user", "run_as_group", "readonly_rootfs", "supplemental_groups", "supplemental_groups_policy"})
+	m.calls()
+	m.configurations()
+	return m
 }
 
-func unknown(at string, m protoreflect.Message, found []string) []string {
-	if raw := m.GetUnknown(); len(raw) > 0 {
-		found = append(found, strings.TrimPrefix(at+"."+fieldNumbers(raw), "."))
+// calls are the requests themselves.
+func (l lines) calls() {
+	l.honoured("RunPodSandboxRequest", "config", "runtime_handler")
+	for _, name := range []string{"StopPodSandboxRequest", "RemovePodSandboxRequest", "PodSandboxStatsRequest"} {
+		l.honoured(name, "pod_sandbox_id")
 	}
-	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		name := inside(at, fd)
-		switch {
-		case fd.IsMap() || fd.Kind() != protoreflect.MessageKind:
-		case fd.IsList():
-			for i := range v.List().Len() {
-				found = unknown(fmt.Sprintf("%s[%d]", name, i), v.List().Get(i).Message(), found)
-			}
-		default:
-			found = unknown(name, v.Message(), found)
-		}
-		return true
-	})
-	return found
+	l.honoured("PodSandboxStatusRequest", "pod_sandbox_id", "verbose")
+	l.honoured("UpdatePodSandboxResourcesRequest", "pod_sandbox_id", "overhead", "resources")
+	l.honoured("PodSandboxFilter", "id", "state", "label_selector")
+	l.honoured("PodSandboxStateValue", "state")
+	l.honoured("PodSandboxStatsFilter", "id", "label_selector")
+	l.honoured("CreateContainerRequest", "pod_sandbox_id", "config")
+	for _, name := range []string{"StartContainerRequest", "RemoveContainerRequest", "ReopenContainerLogRequest", "ContainerStatsRequest"} {
+		l.honoured(name, "container_id")
+	}
+	l.honoured("StopContainerRequest", "container_id", "timeout")
+	l.honoured("ContainerStatusRequest", "container_id", "verbose")
+	l.honoured("UpdateContainerResourcesRequest", "container_id", "linux")
+	l.honoured("CheckpointContainerRequest", "container_id", "location", "timeout")
+	l.honoured("ContainerFilter", "id", "state", "pod_sandbox_id", "label_selector")
+	l.honoured("ContainerStateValue", "state")
+	l.honoured("ContainerStatsFilter", "id", "pod_sandbox_id", "label_selector")
+	for _, name := range []string{
+		"ListPodSandboxRequest", "StreamPodSandboxesRequest", "ListPodSandboxStatsRequest", "StreamPodSandboxStatsRequest", "ListContainersRequest",
+		"StreamContainersRequest", "ListContainerStatsRequest", "StreamContainerStatsRequest", "ListImagesRequest", "StreamImagesRequest",
+	} {
+		l.honoured(name, "filter")
+	}
+	l.honoured("ExecSyncRequest", "container_id", "cmd", "timeout")
+	l.honoured("ExecRequest", "container_id", "cmd", "tty", "stdin", "stdout", "stderr")
+	l.honoured("AttachRequest", "container_id", "stdin", "tty", "stdout", "stderr")
+	l.honoured("PortForwardRequest", "pod_sandbox_id", "port")
+	l.honoured("ImageFilter", "image")
+	l.honoured("ImageStatusRequest", "image", "verbose")
+	l.honoured("PullImageRequest", "image", "auth")
+	l.honoured("RemoveImageRequest", "image")
+	l.honoured("AuthConfig", "username", "password", "auth", "server_address", "identity_token", "registry_token")
+	l.honoured("StatusRequest", "verbose")
+	l.honoured("UpdateRuntimeConfigRequest", "runtime_config")
+	l.honoured("RuntimeConfig", "network_config")
+	l.honoured("NetworkConfig", "pod_cidr")
 }
 
-func fieldNumbers(raw protoreflect.RawFields) string {
-	var numbers []string
-	for len(raw) > 0 {
-		num, _, n := protowire.ConsumeField(raw)
-		if n < 0 {
-			break
-		}
-		numbers = append(numbers, fmt.Sprint(num))
-		raw = raw[n:]
-	}
-	return strings.Join(numbers, ",")
+// configurations are what PodSandboxConfig and ContainerConfig are made of.
+func (l lines) configurations() {
+	l.honoured("PodSandboxConfig", "metadata", "hostname", "log_directory", "dns_config", "port_mappings", "labels", "annotations", "linux")
+	l.honoured("PodSandboxMetadata", "name", "uid", "namespace", "attempt")
+	l.honoured("DNSConfig", "servers", "searches", "options")
+	l.honoured("PortMapping", "protocol", "container_port", "host_port", "host_ip")
+	l.honoured("LinuxPodSandboxConfig", "cgroup_parent", "security_context", "sysctls", "overhead", "resources")
+	l.honoured("LinuxSandboxSecurityContext", "namespace_options", "selinux_options", "privileged", "seccomp", "apparmor", "seccomp_profile_path")
+	l.honoured("SecurityProfile", "profile_type", "localhost_ref")
+	l.honoured("SELinuxOption", "user", "role", "type", "level")
+	l.honoured("NamespaceOption", "network", "pid", "ipc", "target_id", "userns_options")
+	l.honoured("UserNamespace", "mode", "uids", "gids")
+	l.honoured("IDMapping", "host_id", "container_id", "length")
+	l.honoured("LinuxContainerResources", "cpu_period", "cpu_quota", "cpu_shares", "memory_limit_in_bytes", "oom_score_adj",
+		"cpuset_cpus", "cpuset_mems", "hugepage_limits", "unified", "memory_swap_limit_in_bytes")
+	l.honoured("HugepageLimit", "page_size", "limit")
+	l.honoured("Int64Value", "value")
+	l.honoured("ContainerConfig", "metadata", "image", "command", "args", "working_dir", "envs", "mounts", "devices", "labels",
+		"annotations", "log_path", "stdin", "stdin_once", "tty", "linux", "stop_signal", "CDI_devices")
+	l.honoured("CDIDevice", "name")
+	l.honoured("ContainerMetadata", "name", "attempt")
+	l.honoured("ImageSpec", "image", "user_specified_image", "runtime_handler")
+	l.honoured("KeyValue", "key", "value")
+	l.honoured("Mount", "container_path", "host_path", "readonly", "selinux_relabel", "propagation", "uidMappings", "gidMappings",
+		"recursive_read_only", "image", "image_sub_path", "mount_options")
+	l.honoured("Device", "container_path", "host_path", "permissions")
+	l.honoured("LinuxContainerConfig", "resources", "security_context")
+	l.honoured("LinuxContainerSecurityContext", "capabilities", "privileged", "namespace_options", "selinux_options", "run_as_user",
+		"run_as_group", "run_as_username", "readonly_rootfs", "supplemental_groups", "supplemental_groups_policy", "no_new_privs",
+		"masked_paths", "readonly_paths", "seccomp", "apparmor", "apparmor_profile", "seccomp_profile_path")
+	l.honoured("Capability", "add_capabilities", "drop_capabilities", "add_ambient_capabilities")
 }

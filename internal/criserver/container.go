@@ -25,7 +25,7 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 	if err != nil {
 		return nil, err
 	}
-	if err := s.knows("config.image.runtime_handler", r.Config.GetImage().GetRuntimeHandler()); err != nil {
+	if err := s.knowsHandlers(r.Config); err != nil {
 		return nil, err
 	}
 	spec, err := appSpec(r.Config, p.Pod)
@@ -40,6 +40,20 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 		return nil, err
 	}
 	return &runtimeapi.CreateContainerResponse{ContainerId: string(app.ID)}, nil
+}
+
+// knowsHandlers checks the handlers that images are asked for by. Images are the same
+// for all of them.
+func (s *Server) knowsHandlers(c *runtimeapi.ContainerConfig) error {
+	if err := s.knows("config.image.runtime_handler", c.GetImage().GetRuntimeHandler()); err != nil {
+		return err
+	}
+	for i, m := range c.Mounts {
+		if err := s.knows(fmt.Sprintf("config.mounts[%d].image.runtime_handler", i), m.GetImage().GetRuntimeHandler()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // appSpec translates the request for a container of a pod.
@@ -184,9 +198,6 @@ func (s *runtimeService) ContainerStatus(_ context.Context, r *runtimeapi.Contai
 }
 
 func (s *runtimeService) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
-	if r.GetWindows() != nil {
-		return nil, fmt.Errorf("windows: this node runs Linux: %w", pod.ErrInvalid)
-	}
 	update, err := cri.Resources("linux", r.GetLinux())
 	if err != nil {
 		return nil, err

@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -240,7 +242,7 @@ func wantCode(t *testing.T, err error, want codes.Code) {
 func TestNodeMethods(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	v, err := b.Version(t.Context(), &runtimeapi.VersionRequest{})
+	v, err := b.Version(t.Context(), &runtimeapi.VersionRequest{Version: "any"})
 	if err != nil || v.Version != "0.1.0" || v.RuntimeName != "gantry" || v.RuntimeVersion != "1.2.3" || v.RuntimeApiVersion != "v1" {
 		t.Errorf("version: %v, %v", v, err)
 	}
@@ -402,8 +404,15 @@ func TestBadRequests(t *testing.T) {
 		"config.metadata.name: must":   create(func(c *runtimeapi.ContainerConfig) { c.Metadata = nil }),
 		"config.image.image":           create(func(c *runtimeapi.ContainerConfig) { c.Image = nil }),
 		"config.image.runtime_handler": create(func(c *runtimeapi.ContainerConfig) { c.Image.RuntimeHandler = "x" }),
-		"config.working_dir":           create(func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "a" }),
-		"config.log_path":              create(func(c *runtimeapi.ContainerConfig) { c.LogPath = "/a" }),
+		"config.mounts[0].image.runtime_handler": create(func(c *runtimeapi.ContainerConfig) {
+			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/a", Readonly: true, Image: &runtimeapi.ImageSpec{Image: imageA, RuntimeHandler: "x"}}}
+		}),
+		"image.runtime_handler": second(b.image.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "a", RuntimeHandler: "x"}})),
+		"filter.image.runtime_handler": second(b.image.ListImages(ctx, &runtimeapi.ListImagesRequest{
+			Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{RuntimeHandler: "x"}},
+		})),
+		"config.working_dir": create(func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "a" }),
+		"config.log_path":    create(func(c *runtimeapi.ContainerConfig) { c.LogPath = "/a" }),
 		"config.linux.security_context.privileged": create(func(c *runtimeapi.ContainerConfig) {
 			c.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Privileged: true}}
 		}),
@@ -517,6 +526,70 @@ func TestStats(t *testing.T) {
 		t.Errorf("unreadable: %v, %v", list, err)
 	}
 	wantCode(t, second(b.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: one})), codes.Unknown)
+}
+
+func TestStatsFilters(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ctx := t.Context()
+	sandbox, other := b.run(t, "a"), b.run(t, "b")
+	one := b.start(t, sandbox, func(c *runtimeapi.ContainerConfig) { c.Labels = map[string]string{"x": "y"} })
+	two := b.start(t, other, nil)
+	for _, c := range []struct {
+		filter *runtimeapi.ContainerStatsFilter
+		want   []string
+	}{
+		{nil, []string{one, two}},
+		{&runtimeapi.ContainerStatsFilter{Id: two}, []string{two}},
+		{&runtimeapi.ContainerStatsFilter{PodSandboxId: sandbox}, []string{one}},
+		{&runtimeapi.ContainerStatsFilter{PodSandboxId: sandbox, Id: two}, nil},
+		{&runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"x": "y"}}, []string{one}},
+	} {
+		list, err := b.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{Filter: c.filter})
+		var got []string
+		for _, s := range list.GetStats() {
+			got = append(got, s.Attributes.Id)
+		}
+		slices.Sort(got)
+		slices.Sort(c.want)
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%v: got %q, %v, want %q", c.filter, got, err, c.want)
+		}
+	}
+	for _, c := range []struct {
+		filter *runtimeapi.PodSandboxStatsFilter
+		want   []string
+	}{
+		{&runtimeapi.PodSandboxStatsFilter{Id: other}, []string{other}},
+		{&runtimeapi.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": "a"}}, []string{sandbox}},
+	} {
+		list, err := b.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{Filter: c.filter})
+		var got []string
+		for _, s := range list.GetStats() {
+			got = append(got, s.Attributes.Id)
+		}
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%v: got %q, %v, want %q", c.filter, got, err, c.want)
+		}
+	}
+}
+
+// TestCheckpointRequest: all of it reaches the engine.
+func TestCheckpointRequest(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	id := b.start(t, b.run(t, "a"), nil)
+	to := filepath.Join(t.TempDir(), "archive.tar")
+	checkpoint := func(timeout int64) error {
+		return second(b.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: to, Timeout: timeout}))
+	}
+	wantCode(t, checkpoint(-1), codes.InvalidArgument)
+	if err := checkpoint(7); err != nil || !slices.Contains(b.engine.Calls(), "CheckpointApp "+id+" 7s") {
+		t.Errorf("%v, calls %q", err, b.engine.Calls())
+	}
+	if _, err := os.Stat(to); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestPodStats(t *testing.T) {

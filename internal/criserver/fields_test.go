@@ -21,7 +21,7 @@ func translate(c *runtimeapi.ContainerConfig, p *pod.Pod) (engine.AppSpec, error
 		return engine.AppSpec{}, err
 	}
 	s := &Server{cfg: Config{Handlers: []Handler{{Name: "oci"}}}}
-	if err := s.knows("config.image.runtime_handler", c.GetImage().GetRuntimeHandler()); err != nil {
+	if err := s.knowsHandlers(c); err != nil {
 		return engine.AppSpec{}, err
 	}
 	return appSpec(c, p)

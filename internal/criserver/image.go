@@ -55,6 +55,9 @@ func auth(a *runtimeapi.AuthConfig) *image.Auth {
 }
 
 func (s *imageService) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	if err := s.knows("filter.image.runtime_handler", r.GetFilter().GetImage().GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	images, err := s.images(r.GetFilter().GetImage().GetImage())
 	if err != nil {
 		return nil, err

@@ -2,7 +2,9 @@ package criserver
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,11 +32,16 @@ const (
 // runtime is asked for: the API server translates later ones.
 func dialWebSocket(t *testing.T, address string) *websocket.Conn {
 	t.Helper()
+	return dialWebSocketWith(t, address, remotecommand.StreamProtocolV4Name)
+}
+
+func dialWebSocketWith(t *testing.T, address, protocol string) *websocket.Conn {
+	t.Helper()
 	config, err := websocket.NewConfig(strings.Replace(address, "http://", "ws://", 1), "http://127.0.0.1/")
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.Protocol = []string{remotecommand.StreamProtocolV4Name}
+	config.Protocol = []string{protocol}
 	conn, err := config.DialContext(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -92,6 +99,38 @@ func TestExecByWebSocketTellsTheExitCode(t *testing.T) {
 	if err := json.Unmarshal([]byte(got[channelError]), &r); err != nil || r.Status != "Failure" || len(r.Details.Causes) != 1 || r.Details.Causes[0].Message != "42" {
 		t.Errorf("result %q: %v", got[channelError], err)
 	}
+}
+
+// TestPortForwardByWebSocket: it has two channels for each port of the request, and
+// nothing else says which ports are meant.
+func TestPortForwardByWebSocket(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	sandbox := b.run(t, "a")
+	resp, err := b.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: sandbox, Port: []int32{80, 8080}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := dialWebSocketWith(t, resp.Url, "v4.channel.k8s.io")
+	const secondPort = 2 // its channel for data
+	if err := websocket.Message.Send(conn, append([]byte{secondPort}, "hello"...)); err != nil {
+		t.Fatal(err)
+	}
+	port := binary.LittleEndian.AppendUint16(nil, 8080)
+	got, want := []byte{}, append(port, "hello"...)
+	for len(got) < len(want) {
+		var message []byte
+		if err := websocket.Message.Receive(conn, &message); err != nil {
+			t.Fatalf("after %q: %v", got, err)
+		}
+		if len(message) > 0 && message[0] == secondPort {
+			got = append(got, message[1:]...)
+		}
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	wantCall(t, b, fmt.Sprintf("PortForward %s 8080", sandbox))
 }
 
 // TestIdleSessionsEnd: a session on which nothing happens for as long as is configured.

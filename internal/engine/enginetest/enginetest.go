@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -27,6 +28,8 @@ type Fake struct {
 	Programs map[string]Program
 	// Dial connects a forwarded port; nil echoes.
 	Dial func(ctx context.Context, id pod.ID, port uint16, stream io.ReadWriteCloser) error
+	// Stats changes the numbers of apps and pods; nil leaves them.
+	Stats func(*engine.Stats)
 	// Fail is asked before each operation, named like the method.
 	Fail func(op string) error
 
@@ -201,12 +204,35 @@ func (f *Fake) CreateApp(_ context.Context, podID pod.ID, spec engine.AppSpec) (
 		Labels: spec.Labels, Annotations: spec.Annotations,
 		Image:  pod.Image{ID: spec.Image, Ref: "example.org/app@" + spec.Image, Name: spec.UserImage},
 		Argv:   append(slices.Clone(spec.Command), spec.Args...),
-		Mounts: spec.Mounts, LogPath: spec.LogPath, TTY: spec.TTY, Stdin: spec.Stdin,
+		Mounts: resolved(spec.Mounts), LogPath: spec.LogPath, TTY: spec.TTY, Stdin: spec.Stdin,
 		StopSignal: 15, Security: spec.Security, Resources: spec.Resources, Namespaces: spec.Namespaces,
 	}
+	app.Security.UID, app.Security.GID, app.Security.Groups = id(spec.User), id(spec.Group), spec.Groups
 	s.Apps = append(s.Apps, pod.AppStatus{App: app, Phase: pod.Prepared, Current: app.Resources})
 	f.specs[app.ID] = spec
 	return app, nil
+}
+
+// resolved are mounts whose images have been looked up.
+func resolved(in []pod.Mount) []pod.Mount {
+	out := slices.Clone(in)
+	for i, m := range out {
+		if m.Image != nil {
+			image := *m.Image
+			image.Ref = "example.org/volume@" + image.ID
+			out[i].Image = &image
+		}
+	}
+	return out
+}
+
+// id is that of a user or group; names are unknown here, and root.
+func id(s string) uint32 {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
 }
 
 // Spec gives back what CreateApp was asked for.
@@ -261,6 +287,9 @@ func (f *Fake) end(a *pod.AppStatus, code, signal int, reason string) {
 	}
 	a.Phase, a.Finished, a.PID = pod.Exited, f.now(), 0
 	a.Exit = &pod.Exit{Code: code, Signal: signal, Reason: reason, Finished: a.Finished, Started: a.Started}
+	if signal != 0 {
+		a.Exit.Message = fmt.Sprintf("signal %d", signal)
+	}
 }
 
 // StopApp implements engine.API.
@@ -383,75 +412,14 @@ func (f *Fake) Changed() <-chan struct{} {
 }
 
 // CheckpointApp writes an empty archive.
-func (f *Fake) CheckpointApp(_ context.Context, id pod.ID, to string, _ time.Duration) error {
-	if err := f.op("CheckpointApp %s", id); err != nil {
+func (f *Fake) CheckpointApp(_ context.Context, id pod.ID, to string, limit time.Duration) error {
+	if err := f.op("CheckpointApp %s %s", id, limit); err != nil {
 		return err
 	}
 	if _, err := f.App(id); err != nil {
 		return err
 	}
 	return os.WriteFile(to, nil, 0o600)
-}
-
-// MeasureLayers does nothing: a fake's numbers are there at once.
-func (f *Fake) MeasureLayers([]pod.AppStatus) {}
-
-// AppMetrics implements engine.API.
-func (f *Fake) AppMetrics(ctx context.Context, id pod.ID) (engine.Metrics, error) {
-	s, err := f.AppStats(ctx, id)
-	if err != nil {
-		return engine.Metrics{}, err
-	}
-	return engine.Metrics{
-		Stats: s, Cgroup: "/pod.slice/" + string(id), CPUUserNanos: 3e9, CPUSystemNanos: 2e9, Periods: 10, ThrottledPeriods: 4, ThrottledNanos: 7e9,
-		MemoryCache: 11, MemoryKernel: 12, MemoryMapped: 13, MemoryPeak: 14, MemoryLimitHits: 15, OOMKills: 16,
-		PidsLimit: 100, Processes: 17, Files: 18, Sockets: 19, OpenFilesLimit: 1024,
-		Devices:   []engine.DeviceIO{{Device: "/dev/vda", Major: 254, Minor: 1, ReadBytes: 20, WrittenBytes: 21, Reads: 22, Writes: 23}},
-		Hugepages: []engine.HugepageUsage{{Size: "2MB", Bytes: 4 << 20, Peak: 6 << 20}},
-		Rootfs:    engine.Filesystem{Device: "/dev/vda", Bytes: 1 << 40, Inodes: 1000, FreeInodes: 900},
-	}, nil
-}
-
-// PodStats implements engine.API.
-func (f *Fake) PodStats(_ context.Context, id pod.ID) (engine.PodStats, error) {
-	if err := f.op("PodStats %s", id); err != nil {
-		return engine.PodStats{}, err
-	}
-	p, err := f.Pod(id)
-	if err != nil {
-		return engine.PodStats{}, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	out := engine.PodStats{Cgroup: "/pod.slice", Processes: 3, Stats: engine.Stats{
-		Time: f.now(), CPUNanos: 6e9, MemoryUsage: 4 << 20, MemoryWorkingSet: 3 << 20, MemoryRSS: 2 << 20, Pids: 9,
-		IOPressure: &engine.Pressure{Full: engine.PressureLine{Total: 2000, Avg60: 1.5}},
-	}}
-	if !p.HostNetwork() {
-		out.Interfaces = []network.InterfaceUsage{
-			{Name: "net1", Received: network.Traffic{Bytes: 1}},
-			{Name: network.InterfaceName, Received: network.Traffic{Bytes: 10, Packets: 2, Errors: 3, Dropped: 4}, Sent: network.Traffic{Bytes: 50, Packets: 6, Errors: 7, Dropped: 8}},
-			{Name: network.Loopback, Received: network.Traffic{Bytes: 2}},
-		}
-	}
-	return out, nil
-}
-
-// AppStats implements engine.API.
-func (f *Fake) AppStats(_ context.Context, id pod.ID) (engine.Stats, error) {
-	if err := f.op("AppStats %s", id); err != nil {
-		return engine.Stats{}, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if _, err := f.app(id); err != nil {
-		return engine.Stats{}, err
-	}
-	return engine.Stats{
-		Time: f.now(), CPUNanos: 5e9, MemoryUsage: 3 << 20, MemoryWorkingSet: 2 << 20, MemoryRSS: 1 << 20,
-		MemoryLimit: 8 << 20, Pids: 2, RootfsBytes: 4096, RootfsInodes: 3,
-		CPUPressure: &engine.Pressure{Some: engine.PressureLine{Total: 1000, Avg10: 0.5}},
-	}, nil
 }
 
 // Images implements engine.API; the Fake has none.
