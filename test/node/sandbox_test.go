@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -50,7 +52,8 @@ func TestFieldsOfSandbox(t *testing.T) {
 		"sysctls":  {none, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced", "81\n1"},
 		"shm":      {none, "df -k /dev/shm | tail -1 | grep -c 65536", "1"},
 	})
-	listen := p.runScript(t, "listen", "nc -l -p 90 -e echo tcp & while :; do nc -u -l -p 91 -e echo udp; done")
+	listen := p.runScript(t, "listen", "nc -l -p 90 -e echo tcp & exec sleep 1000006")
+	answersByUDP(t, listen, "sleep 1000006", 91)
 	for network, address := range map[string]string{"tcp": "127.0.0.1:18090", "udp": "127.0.0.1:18091"} {
 		eventually(t, 10*time.Second, "the port of the host leads to the pod by "+network, func() bool { return says(network, address) == network+"\n" })
 	}
@@ -77,6 +80,55 @@ func TestFieldsOfSandbox(t *testing.T) {
 	if _, err := e.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: e.podConfig(t, "handler"), RuntimeHandler: "no-such-handler"}); err == nil {
 		t.Error("a handler that is not there was taken")
 	}
+}
+
+// answersByUDP answers in the network of a container, which has no program that could; it
+// is found by the command that it runs.
+func answersByUDP(t *testing.T, c container, command string, port int) {
+	t.Helper()
+	var pid string
+	eventually(t, 10*time.Second, c.config.Metadata.Name+" runs", func() bool {
+		pid = strings.TrimSpace(sh(t, "pgrep -x -f '"+command+"'; true"))
+		return pid != ""
+	})
+	type result struct {
+		net.PacketConn
+		error
+	}
+	made := make(chan result)
+	go func() {
+		runtime.LockOSThread() // for good: the thread is of another network now, and ends with this
+		conn, err := listenIn("/proc/"+pid+"/ns/net", port)
+		made <- result{conn, err}
+	}()
+	conn := <-made
+	if conn.error != nil {
+		t.Fatal(conn.error)
+	}
+	t.Cleanup(func() { conn.Close() })
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			_, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = conn.WriteTo([]byte("udp\n"), from)
+		}
+	}()
+}
+
+// listenIn takes the thread into a network and listens there.
+func listenIn(network string, port int) (net.PacketConn, error) {
+	f, err := os.Open(network)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return nil, err
+	}
+	return net.ListenPacket("udp", fmt.Sprint(":", port))
 }
 
 // says sends a line to an address and returns what it answers first.
