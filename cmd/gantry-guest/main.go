@@ -1,5 +1,5 @@
 // Command gantry-guest is the first process of a pod's virtual machine, where it runs the
-// pod's apps.
+// pod's apps. On the host it prepares the machine, and stands for each app and exec.
 package main
 
 import (
@@ -7,12 +7,26 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"time"
 
 	"gantry/internal/guest"
+	"gantry/internal/machine"
 )
 
 // version is set when the program is built.
 var version = "unknown"
+
+const usage = `gantry-guest is run by systemd, around virtual machines of Gantry:
+
+  gantry-guest prepare PODDIR      makes what the machine needs, in the pod's network namespace
+  gantry-guest await CID SECONDS   waits until the machine's agent answers
+  gantry-guest app APPDIR          runs an app in the machine, and stands for it
+  gantry-guest exec APPDIR PROCESS LOG [CONSOLE]   the same for a process in an app
+
+As the first process of a machine it runs the pod's apps there.`
+
+var errUsage = errors.New(usage)
 
 func main() {
 	if guest.IsInside(os.Args) {
@@ -20,9 +34,58 @@ func main() {
 			os.Exit(1)
 		}
 	}
+	ctx := context.Background()
 	if os.Getpid() == 1 {
-		guest.First(context.Background(), version)
+		guest.First(ctx, version)
 	}
-	fmt.Fprintln(os.Stderr, "gantry-guest:", errors.New("it is the first process of a virtual machine, and does nothing elsewhere"))
-	os.Exit(1)
+	code, err := run(ctx, os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gantry-guest:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string) (code int, err error) {
+	switch {
+	case len(args) == 2 && args[0] == "prepare":
+		return 0, machine.Prepare(ctx, args[1])
+	case len(args) == 3 && args[0] == "await":
+		return 0, await(ctx, args[1], args[2])
+	case len(args) == 2 && args[0] == "app":
+		return 0, machine.RunApp(ctx, args[1])
+	case len(args) == 4 && args[0] == "exec":
+		return exec(ctx, args[1:], "")
+	case len(args) == 5 && args[0] == "exec":
+		return exec(ctx, args[1:4], args[4])
+	}
+	return 0, errUsage
+}
+
+func await(ctx context.Context, cid, seconds string) error {
+	address, err := strconv.ParseUint(cid, 10, 32)
+	if err != nil {
+		return errUsage
+	}
+	patience, err := strconv.Atoi(seconds)
+	if err != nil {
+		return errUsage
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(patience)*time.Second)
+	defer cancel()
+	info, err := machine.Await(ctx, uint32(address))
+	if err != nil {
+		return err
+	}
+	fmt.Printf("the machine is up: kernel %s, agent %s\n", info.Kernel, info.Version)
+	return nil
+}
+
+// exec says in a log why a process cannot be run: its standard error is the process's.
+func exec(ctx context.Context, args []string, console string) (int, error) {
+	code, err := machine.RunExec(ctx, args[0], args[1], console)
+	if err != nil {
+		return 1, errors.Join(err, os.WriteFile(args[2], []byte(err.Error()), 0o600))
+	}
+	return code, nil
 }

@@ -167,7 +167,7 @@ func (a *Agent) Exec(_ context.Context, r *guestpb.ExecRequest) (*guestpb.ExecRe
 		return nil, status.Errorf(codes.FailedPrecondition, "app %s has ended", r.Ref.App)
 	default:
 	}
-	dir := filepath.Join(a.groups.app(r.Ref.App), "exec-"+r.Ref.Exec)
+	dir := a.execGroup(r.Ref)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -191,8 +191,15 @@ func (a *Agent) Wait(ctx context.Context, r *guestpb.WaitRequest) (*guestpb.Wait
 	case <-p.done:
 		return p.end, nil
 	case <-ctx.Done():
+		if r.Kill && r.Ref.Exec != "" {
+			return nil, errors.Join(ctx.Err(), a.groups.kill(a.execGroup(r.Ref)))
+		}
 		return nil, ctx.Err()
 	}
+}
+
+func (a *Agent) execGroup(r *guestpb.Ref) string {
+	return filepath.Join(a.groups.app(r.App), "exec-"+r.Exec)
 }
 
 // Forget takes away what is left of a process. One that runs is killed.
@@ -232,7 +239,7 @@ func (a *Agent) forgetExec(r *guestpb.Ref) error {
 		return nil
 	}
 	p.drop()
-	dir := filepath.Join(a.groups.app(r.App), "exec-"+r.Exec)
+	dir := a.execGroup(r)
 	if err := removeGroup(dir); !errors.Is(err, unix.EBUSY) { // a daemon that it left stays
 		return err
 	}
@@ -248,7 +255,7 @@ func (a *Agent) Signal(_ context.Context, r *guestpb.SignalRequest) (*guestpb.Si
 	if r.All {
 		dir := a.groups.app(r.Ref.App)
 		if r.Ref.Exec != "" {
-			dir = filepath.Join(dir, "exec-"+r.Ref.Exec)
+			dir = a.execGroup(r.Ref)
 		}
 		if r.Signal == int32(unix.SIGKILL) {
 			return &guestpb.SignalResponse{}, a.groups.kill(dir)
@@ -275,11 +282,15 @@ func (a *Agent) Read(ctx context.Context, r *guestpb.ReadRequest) (*guestpb.Read
 	if r.Stream != 1 && r.Stream != 2 {
 		return nil, status.Errorf(codes.InvalidArgument, "stream %d: want 1 or 2", r.Stream)
 	}
-	data, eof, err := p.out[r.Stream-1].read(ctx, r.Offset)
+	out, offset := p.out[r.Stream-1], r.Offset
+	if r.Resume {
+		offset = out.oldest()
+	}
+	data, eof, err := out.read(ctx, offset)
 	if errors.Is(err, errOffset) {
 		err = status.Error(codes.OutOfRange, err.Error())
 	}
-	return &guestpb.ReadResponse{Data: data, Eof: eof}, err
+	return &guestpb.ReadResponse{Data: data, Eof: eof, Offset: offset}, err
 }
 
 // Write says something to a process.
@@ -291,7 +302,8 @@ func (a *Agent) Write(ctx context.Context, r *guestpb.WriteRequest) (*guestpb.Wr
 	if p.in == nil {
 		return nil, status.Error(codes.FailedPrecondition, "it has no stdin")
 	}
-	return &guestpb.WriteResponse{}, p.in.write(ctx, r.Offset, r.Data, r.Eof)
+	next, err := p.in.write(ctx, r.Offset, r.Data, r.Eof)
+	return &guestpb.WriteResponse{Offset: next}, err
 }
 
 // Resize sets the size of a terminal.

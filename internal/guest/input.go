@@ -23,25 +23,30 @@ func newInput(w *os.File) *input {
 	return in
 }
 
-func (in *input) write(ctx context.Context, offset uint64, data []byte, eof bool) error {
+// write returns the offset of what comes next.
+func (in *input) write(ctx context.Context, offset uint64, data []byte, eof bool) (next uint64, err error) {
 	select {
 	case <-in.turn:
 		defer func() { in.turn <- struct{}{} }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
+	}
+	defer func() { next = in.written }()
+	if len(data) == 0 && !eof {
+		return 0, nil
 	}
 	if offset > in.written {
-		return fmt.Errorf("write at %d, after %d: %w", offset, in.written, errOffset)
+		return 0, fmt.Errorf("write at %d, after %d: %w", offset, in.written, errOffset)
 	}
 	if known := in.written - offset; known < uint64(len(data)) {
 		if err := in.put(ctx, data[known:]); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if eof {
 		in.close()
 	}
-	return nil
+	return 0, nil
 }
 
 func (in *input) put(ctx context.Context, data []byte) error {

@@ -75,6 +75,13 @@ func (o *output) end() {
 
 var errOffset = errors.New("there is no such offset")
 
+// oldest is the offset of what the host has not said that it has.
+func (o *output) oldest() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.begin
+}
+
 // read returns what follows an offset, and waits until there is some. What comes before
 // is dropped.
 func (o *output) read(ctx context.Context, offset uint64) (data []byte, eof bool, err error) {

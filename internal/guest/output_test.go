@@ -105,20 +105,20 @@ func TestInput(t *testing.T) {
 		offset uint64
 		text   string
 	}{{0, "one "}, {0, "one "}, {2, "e two "}, {8, "three"}} {
-		if err := in.write(t.Context(), part.offset, []byte(part.text), false); err != nil {
+		if _, err := in.write(t.Context(), part.offset, []byte(part.text), false); err != nil {
 			t.Errorf("write at %d: %v", part.offset, err)
 		}
 	}
-	if err := in.write(t.Context(), 99, []byte("x"), false); !errors.Is(err, errOffset) {
+	if _, err := in.write(t.Context(), 99, []byte("x"), false); !errors.Is(err, errOffset) {
 		t.Errorf("write after a gap: %v", err)
 	}
-	if err := in.write(t.Context(), 13, nil, true); err != nil {
+	if _, err := in.write(t.Context(), 13, nil, true); err != nil {
 		t.Error(err)
 	}
 	if got, err := io.ReadAll(r); string(got) != "one two three" || err != nil {
 		t.Errorf("got %q, %v", got, err)
 	}
-	if err := in.write(t.Context(), 13, []byte("more"), false); err != nil {
+	if _, err := in.write(t.Context(), 13, []byte("more"), false); err != nil {
 		t.Errorf("nobody reads it any more: %v", err)
 	}
 }
@@ -134,11 +134,11 @@ func TestInputNobodyReads(t *testing.T) {
 	text := bytes.Repeat([]byte("x"), 1<<20)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := in.write(ctx, 0, text, false); err == nil {
+	if _, err := in.write(ctx, 0, text, false); err == nil {
 		t.Error("a megabyte went into a pipe that nobody reads")
 	}
 	go func() {
-		if err := in.write(t.Context(), 0, text, true); err != nil {
+		if _, err := in.write(t.Context(), 0, text, true); err != nil {
 			t.Error(err)
 		}
 	}()

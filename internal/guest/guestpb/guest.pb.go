@@ -383,6 +383,7 @@ func (*ExecResponse) Descriptor() ([]byte, []int) {
 type WaitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *Ref                   `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Kill          bool                   `protobuf:"varint,2,opt,name=kill,proto3" json:"kill,omitempty"` // an exec, with all that it started, if the connection is gone before its end
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -422,6 +423,13 @@ func (x *WaitRequest) GetRef() *Ref {
 		return x.Ref
 	}
 	return nil
+}
+
+func (x *WaitRequest) GetKill() bool {
+	if x != nil {
+		return x.Kill
+	}
+	return false
 }
 
 type WaitResponse struct {
@@ -689,6 +697,7 @@ type ReadRequest struct {
 	Ref           *Ref                   `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
 	Stream        uint32                 `protobuf:"varint,2,opt,name=stream,proto3" json:"stream,omitempty"` // 1 or 2
 	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	Resume        bool                   `protobuf:"varint,4,opt,name=resume,proto3" json:"resume,omitempty"` // from what is kept: a host that does not know the offset any more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -744,10 +753,18 @@ func (x *ReadRequest) GetOffset() uint64 {
 	return 0
 }
 
+func (x *ReadRequest) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
+}
+
 type ReadResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
 	Eof           bool                   `protobuf:"varint,2,opt,name=eof,proto3" json:"eof,omitempty"`
+	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // of data
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -794,6 +811,13 @@ func (x *ReadResponse) GetEof() bool {
 		return x.Eof
 	}
 	return false
+}
+
+func (x *ReadResponse) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
 }
 
 type WriteRequest struct {
@@ -866,6 +890,7 @@ func (x *WriteRequest) GetEof() bool {
 
 type WriteResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"` // of what comes next
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -898,6 +923,13 @@ func (x *WriteResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use WriteResponse.ProtoReflect.Descriptor instead.
 func (*WriteResponse) Descriptor() ([]byte, []int) {
 	return file_guest_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *WriteResponse) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
 }
 
 type ResizeRequest struct {
@@ -1281,9 +1313,10 @@ const file_guest_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\x12\x18\n" +
 	"\aprocess\x18\x02 \x01(\fR\aprocess\x12\x14\n" +
 	"\x05stdin\x18\x03 \x01(\bR\x05stdin\"\x0e\n" +
-	"\fExecResponse\"5\n" +
+	"\fExecResponse\"I\n" +
 	"\vWaitRequest\x12&\n" +
-	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\"\xa1\x01\n" +
+	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\x12\x12\n" +
+	"\x04kill\x18\x02 \x01(\bR\x04kill\"\xa1\x01\n" +
 	"\fWaitResponse\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x12\n" +
@@ -1298,20 +1331,23 @@ const file_guest_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x10\n" +
 	"\x03all\x18\x03 \x01(\bR\x03all\"\x10\n" +
-	"\x0eSignalResponse\"e\n" +
+	"\x0eSignalResponse\"}\n" +
 	"\vReadRequest\x12&\n" +
 	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\rR\x06stream\x12\x16\n" +
-	"\x06offset\x18\x03 \x01(\x04R\x06offset\"4\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
+	"\x06resume\x18\x04 \x01(\bR\x06resume\"L\n" +
 	"\fReadResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x10\n" +
-	"\x03eof\x18\x02 \x01(\bR\x03eof\"t\n" +
+	"\x03eof\x18\x02 \x01(\bR\x03eof\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\"t\n" +
 	"\fWriteRequest\x12&\n" +
 	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
 	"\x04data\x18\x03 \x01(\fR\x04data\x12\x10\n" +
-	"\x03eof\x18\x04 \x01(\bR\x03eof\"\x0f\n" +
-	"\rWriteResponse\"e\n" +
+	"\x03eof\x18\x04 \x01(\bR\x03eof\"'\n" +
+	"\rWriteResponse\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\"e\n" +
 	"\rResizeRequest\x12&\n" +
 	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\x12\x14\n" +
 	"\x05width\x18\x02 \x01(\rR\x05width\x12\x16\n" +

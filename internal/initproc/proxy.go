@@ -1,0 +1,89 @@
+package initproc
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"gantry/internal/disk"
+	"gantry/internal/pod"
+)
+
+// What a process needs that stands for an app of a machine of its own: it is that
+// app's unit, its stdio and its records.
+
+// FetchStdio asks gantry-stdio for the app's stdin, stdout and stderr. Of an app with a
+// terminal it returns the socket that the master is to be sent to instead.
+func FetchStdio(s Stdio, dir string) (files []*os.File, console string, err error) {
+	u, err := ownUnit()
+	if err != nil {
+		return nil, "", err
+	}
+	got, err := fetchStdio(s, dir, u)
+	if err == nil && got.console != "" {
+		got.close()
+		return nil, got.console, nil
+	}
+	return got.files, "", err
+}
+
+// GiveTerminal sends the master of a terminal to who holds the app's stdio, and waits
+// until that has it safe.
+func GiveTerminal(s Stdio, app, console string, master *os.File) error {
+	if err := sendTerminal(console, master); err != nil {
+		return fmt.Errorf("hand over the terminal: %w", err)
+	}
+	return awaitConsole(s, app)
+}
+
+// SendTerminal sends the master of a terminal to who listens at a socket.
+func SendTerminal(socket string, master *os.File) error { return sendTerminal(socket, master) }
+
+// Running records that the app runs, and tells systemd.
+func Running(dir string) error {
+	u, err := ownUnit()
+	if err != nil {
+		return err
+	}
+	if !disk.Exists(filepath.Join(dir, "run.json")) {
+		if err := writeRun(dir, u, os.Getpid()); err != nil {
+			return err
+		}
+	}
+	conn, err := notifySocket(u.Notify)
+	if err != nil {
+		return fmt.Errorf("tell systemd: %w", err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("READY=1")); err != nil {
+		return fmt.Errorf("tell systemd: %w", err)
+	}
+	return nil
+}
+
+// Ended records how the app ended, unless that is known.
+func Ended(dir string, e pod.Exit) error {
+	path := filepath.Join(dir, "exit.json")
+	if disk.Exists(path) {
+		return nil
+	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	e.BootID, e.InvocationID = boot, os.Getenv("INVOCATION_ID")
+	if run := runRecord(dir); run != nil {
+		e.Started = run.Started
+	}
+	record, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("record exit: %w", err)
+	}
+	return disk.WriteReserved(path, filepath.Join(dir, reserveFile), record, 0o644)
+}
+
+// NotStarted leaves for the recorder of the end why the app could not be started.
+func NotStarted(dir string, why error) error {
+	return disk.WriteFile(filepath.Join(dir, startErrorFile), []byte(why.Error()), 0o644)
+}
