@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"gantry/internal/guest"
@@ -26,7 +27,7 @@ const usage = `gantry-guest is run by systemd, around virtual machines of Gantry
 
 As the first process of a machine it runs the pod's apps there.`
 
-var errUsage = errors.New(usage)
+var errUsage = errors.New("usage:\n" + strings.TrimSpace(usage))
 
 func main() {
 	if guest.IsInside(os.Args) {
