@@ -20,8 +20,10 @@ var version = "unknown"
 
 const usage = `gantry-guest is run by systemd, around virtual machines of Gantry:
 
-  gantry-guest prepare PODDIR      makes what the machine needs, in the pod's network namespace
+  gantry-guest prepare PODDIR      makes what the machine needs
+  gantry-guest await-socket PATH   waits until somebody listens there
   gantry-guest await CID SECONDS   waits until the machine's agent answers
+  gantry-guest release PODDIR      takes off the host what the machine shared
   gantry-guest app APPDIR          runs an app in the machine, and stands for it
   gantry-guest exec APPDIR PROCESS LOG [CONSOLE]   the same for a process in an app
 
@@ -51,6 +53,12 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	switch {
 	case len(args) == 2 && args[0] == "prepare":
 		return 0, machine.Prepare(ctx, args[1])
+	case len(args) == 2 && args[0] == "await-socket":
+		ctx, cancel := context.WithTimeout(ctx, socketTime)
+		defer cancel()
+		return 0, machine.AwaitSocket(ctx, args[1])
+	case len(args) == 2 && args[0] == "release":
+		return 0, machine.Release(args[1])
 	case len(args) == 3 && args[0] == "await":
 		return 0, await(ctx, args[1], args[2])
 	case len(args) == 2 && args[0] == "app":
@@ -62,6 +70,9 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	}
 	return 0, errUsage
 }
+
+// socketTime is how long a program may take to listen.
+const socketTime = 20 * time.Second
 
 func await(ctx context.Context, cid, seconds string) error {
 	address, err := strconv.ParseUint(cid, 10, 32)

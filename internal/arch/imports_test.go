@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 	// What runs in a virtual machine.
 	"internal/guest":     {"internal/guest/guestpb", "internal/initproc"},
 	"internal/initramfs": {"internal/pod"},
-	"internal/machine":   {"internal/disk", "internal/guest", "internal/guest/guestpb", "internal/initproc", "internal/pod"},
+	"internal/machine":   {"internal/disk", "internal/guest", "internal/guest/guestpb", "internal/initproc", "internal/initramfs", "internal/pod"},
 
 	// The parts. Each knows the domain, none knows another.
 	"internal/cdi":               {"internal/pod"},
@@ -40,7 +40,7 @@ var mayImport = map[string][]string{
 		"internal/pod", "internal/unit",
 	},
 	"internal/isolator/fly":          {"internal/initproc", "internal/isolator", "internal/isolator/recipe", "internal/pod", "internal/unit"},
-	"internal/isolator/kvm":          {"internal/guest", "internal/isolator", "internal/isolator/recipe", "internal/pod", "internal/unit"},
+	"internal/isolator/kvm":          {"internal/guest", "internal/initproc", "internal/isolator", "internal/isolator/fly", "internal/isolator/recipe", "internal/machine", "internal/pod", "internal/unit"},
 	"internal/isolator/oci":          {"internal/initproc", "internal/isolator", "internal/isolator/recipe", "internal/pod", "internal/unit"},
 	"internal/isolator/recipe":       {"internal/isolator", "internal/pod", "internal/unit"},
 	"internal/journal":               {"internal/pod"},
@@ -63,7 +63,7 @@ var mayImport = map[string][]string{
 	"internal/engine/enginetest": {"internal/engine", "internal/image", "internal/network", "internal/pod"},
 	"internal/node": {
 		"internal/config", "internal/engine", "internal/image", "internal/isolator", "internal/isolator/external", "internal/isolator/fly",
-		"internal/isolator/kvm", "internal/isolator/oci", "internal/network", "internal/pod", "internal/podstore", "internal/podstore/writer",
+		"internal/isolator/kvm", "internal/isolator/oci", "internal/machine", "internal/network", "internal/pod", "internal/podstore", "internal/podstore/writer",
 		"internal/stdio", "internal/systemd",
 	},
 

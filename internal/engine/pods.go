@@ -17,6 +17,7 @@ import (
 	"gantry/internal/namespace"
 	"gantry/internal/pod"
 	"gantry/internal/podstore/writer"
+	"gantry/internal/systemd"
 	"gantry/internal/unit"
 )
 
@@ -215,7 +216,25 @@ func (m *making) operation() operation {
 		steps = append(steps, step{"network", m.addNetwork, m.delNetwork})
 	}
 	steps = append(steps, step{"unit is up", func(context.Context) error { return m.up() }, nil})
+	if len(m.plan.Late) > 0 {
+		steps = append(steps, step{"late units", m.startLate, m.stopLate})
+	}
 	return operation{"create pod", steps}
+}
+
+// startLate starts what needs the pod's network. It stops with the pod's unit.
+func (m *making) startLate(ctx context.Context) error {
+	last := len(m.plan.Late) - 1
+	return m.e.cfg.Systemd.Launch(ctx, m.plan.Late[last], m.plan.Late[:last]...)
+}
+
+func (m *making) stopLate(ctx context.Context) error {
+	var errs []error
+	for i := range m.plan.Late {
+		u := m.plan.Late[len(m.plan.Late)-1-i]
+		errs = append(errs, ignore(m.e.cfg.Systemd.Stop(ctx, u.Name), systemd.ErrNotFound))
+	}
+	return errors.Join(errs...)
 }
 
 func (m *making) record(context.Context) error {

@@ -136,6 +136,9 @@ type Plan struct {
 	// Units: the last one is the pod's or app's own, those before it are units it
 	// needs and that may exist already.
 	Units []unit.Unit
+	// Late are units of a pod that need its network, and are started once it has one, the
+	// last after those before it.
+	Late []unit.Unit
 	// Cgroup holds files of the unit's cgroup that systemd has no property for, or
 	// rounds, with their exact values.
 	Cgroup []CgroupFile
@@ -195,6 +198,9 @@ func (p Plan) Text() string {
 	}
 	for _, u := range p.Units {
 		fmt.Fprintf(&b, "-- unit %s --\n%s", u.Name, u.Text())
+	}
+	for _, u := range p.Late {
+		fmt.Fprintf(&b, "-- late unit %s --\n%s", u.Name, u.Text())
 	}
 	for _, c := range p.Cgroup {
 		fmt.Fprintf(&b, "-- cgroup %s --\n%s\n", c.Name, c.Value)

@@ -3,8 +3,11 @@
 // processes.
 //
 //	prepare.go  the share, the writable disk, what the machine is to be
+//	boot.go     what a machine boots
 //	network.go  the way from the pod's interface into the machine
 //	client.go   calls of the agent
+//	app.go      an app's process on the host; exec.go, an exec's
+//	share.go    what an app sees of the host
 package machine
 
 import (
@@ -30,8 +33,18 @@ type Plan struct {
 	CID uint32 `json:"cid"`
 	// Run is the pod's run directory.
 	Run string `json:"run"`
+	// Boot is what the machine boots, if that is not there yet.
+	Boot Boot `json:"boot"`
 	// DiskBytes is the size of the writable disk; 0 leaves the apps memory to write to.
 	DiskBytes int64 `json:"diskBytes,omitempty"`
+}
+
+// Boot is an initramfs, and what it is made of.
+type Boot struct {
+	Initramfs string   `json:"initramfs"`
+	Guest     string   `json:"guest"`   // the first process
+	Modules   string   `json:"modules"` // the kernel's
+	Load      []string `json:"load"`
 }
 
 // Address is where a pod's machine is on vsock. The kernel refuses a second machine of the

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -17,6 +19,26 @@ const (
 	// Tap is the end of the machine's network in the pod's network namespace.
 	Tap = "tap0"
 )
+
+// connectIn does it in a network namespace. The thread that enters it is left behind.
+func connectIn(ns string) (i *guest.Interface, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		f, openErr := os.Open(ns)
+		if openErr != nil {
+			err = openErr
+			return
+		}
+		defer f.Close()
+		if err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err == nil {
+			i, err = connect()
+		}
+	}()
+	<-done
+	return i, err
+}
 
 // connect makes the tap in the network namespace that it is called in, and sends all that
 // comes on one interface out of the other: the machine has the pod's addresses, and CNI

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,18 +18,18 @@ import (
 	"gantry/internal/pod"
 )
 
-// Prepare makes what a machine needs before it boots. It is called in the pod's network
-// namespace, by the machine's unit, and may be called again.
+// Prepare makes what a machine needs before it boots. It is called when the pod has its
+// network, and may be called again.
 func Prepare(ctx context.Context, podDir string) error {
 	var plan Plan
-	data, err := os.ReadFile(filepath.Join(podDir, PlanFile))
-	if err == nil {
-		err = json.Unmarshal(data, &plan)
-	}
+	err := readJSON(filepath.Join(podDir, PlanFile), &plan)
 	if err != nil {
 		return fmt.Errorf("prepare machine: read plan: %w", err)
 	}
-	if plan.Machine.Network, err = connect(); err != nil {
+	if err := plan.Boot.ensure(ctx); err != nil {
+		return fmt.Errorf("prepare machine: what it boots: %w", err)
+	}
+	if plan.Machine.Network, err = connectIn(filepath.Join(plan.Run, "net")); err != nil {
 		return fmt.Errorf("prepare machine: network: %w", err)
 	}
 	if err := share(filepath.Join(plan.Run, ShareDir), plan.Machine); err != nil {
@@ -95,4 +96,43 @@ func makeDisk(ctx context.Context, path string, size int64) error {
 		return fmt.Errorf("mkfs.ext4: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return os.Rename(tmp, path)
+}
+
+// Release takes the share off the host.
+func Release(podDir string) error {
+	var plan Plan
+	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err != nil {
+		return fmt.Errorf("release machine: read plan: %w", err)
+	}
+	dir := filepath.Join(plan.Run, ShareDir)
+	for {
+		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("release machine: unmount %s: %w", dir, err)
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("release machine: %w", err)
+	}
+	return nil
+}
+
+// AwaitSocket waits until somebody listens at a socket.
+func AwaitSocket(ctx context.Context, path string) error {
+	const often = 5 * time.Millisecond
+	tick := time.NewTicker(often)
+	defer tick.Stop()
+	for {
+		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", path, context.Cause(ctx))
+		}
+	}
 }

@@ -43,6 +43,8 @@ type Options struct {
 	Isolator string
 	// Runtime is the OCI runtime's command line up to the subcommand.
 	Runtime []string
+	// Machines is about pods that are virtual machines.
+	Machines Machines
 	// Runtimes are further ones, each an isolator of its name.
 	Runtimes []config.Runtime
 	// RuntimeTimeout bounds one call of one.
@@ -91,6 +93,13 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	if o.Machines.Memory > 0 {
+		machines, err := o.machines()
+		if err != nil {
+			return nil, err
+		}
+		isolators = append(isolators, machines)
 	}
 	others, err := thirdParties(o, external.Config{Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile, SELinux: labels})
 	if err != nil {

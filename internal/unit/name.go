@@ -27,6 +27,11 @@ func PodSlice(id string) string { return "gantry-" + id + ".slice" }
 // Holder names the service that holds a pod's shared PID namespace.
 func Holder(id string) string { return "gantry-holder-" + id + service }
 
+// Machine names the service that is a pod's virtual machine, and FileServer the one that
+// shares files of the host with it.
+func Machine(id string) string    { return "gantry-machine-" + id + service }
+func FileServer(id string) string { return "gantry-files-" + id + service }
+
 // Exit names the service that records an app's end when its own unit could not: it
 // runs outside the pod's slice. Its unit file is shipped.
 func Exit(id string) string { return "gantry-exit@" + id + service }

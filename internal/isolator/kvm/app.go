@@ -1,0 +1,127 @@
+package kvm
+
+import (
+	"encoding/json"
+	"fmt"
+	"path"
+
+	"gantry/internal/initproc"
+	"gantry/internal/isolator"
+	"gantry/internal/isolator/fly"
+	"gantry/internal/isolator/recipe"
+	"gantry/internal/machine"
+	"gantry/internal/pod"
+	"gantry/internal/unit"
+)
+
+// App plans an app. It refuses everything that can be wrong with one as far as that can be
+// told without the machine.
+func (k *KVM) App(in isolator.App) (isolator.Plan, error) {
+	plan, err := k.app(in)
+	if err != nil {
+		return isolator.Plan{}, fmt.Errorf("plan app: %w", err)
+	}
+	return plan, recipe.Valid(plan.Units)
+}
+
+func (k *KVM) app(in isolator.App) (isolator.Plan, error) {
+	in, err := k.check(in)
+	if err != nil {
+		return isolator.Plan{}, err
+	}
+	if err := recipe.CheckTree("rootfs", in.Rootfs); err != nil {
+		return isolator.Plan{}, err
+	}
+	inside, err := k.inside.Inside(in)
+	if err != nil {
+		return isolator.Plan{}, err
+	}
+	inside.Process.AppArmor = ""
+	start, shares, err := translate(in, inside)
+	if err != nil {
+		return isolator.Plan{}, err
+	}
+	if start.Cgroup, err = limits(in.Resources); err != nil {
+		return isolator.Plan{}, err
+	}
+	service, err := k.service(in)
+	if err != nil {
+		return isolator.Plan{}, err
+	}
+	a := machine.App{
+		ID: string(in.App.ID), CID: machine.Address(string(in.Pod.ID)), Start: start, Shares: shares,
+		Stdio: initproc.Stdio{Socket: k.cfg.StdioSocket, TTY: in.App.TTY}, Stdin: in.App.Stdin || in.App.TTY,
+	}
+	files, err := appFiles(in, a, inside.Process)
+	return isolator.Plan{Files: files, Units: []unit.Unit{service}}, err
+}
+
+// appFiles are what the process that stands for an app reads, and what the recorder of its
+// end does.
+func appFiles(in isolator.App, a machine.App, p initproc.Process) ([]isolator.File, error) {
+	own := initproc.Start{Pod: string(in.Pod.ID), App: a.ID, Program: true, Stdio: a.Stdio}
+	if in.Pod.CgroupParent != "" {
+		own.PodSlice = path.Join("/sys/fs/cgroup", unit.CgroupOf(in.Pod.Slice))
+	}
+	secret, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("write process: %w", err)
+	}
+	out := []isolator.File{
+		{Path: initproc.ProcessFile, Mode: 0o600, Secret: true, Data: secret, Shown: func() []byte { return fly.Shown(p) }},
+	}
+	for name, v := range map[string]any{machine.AppFile: a, initproc.StartFile: own} {
+		data, err := json.MarshalIndent(v, "", "  ")
+		if err != nil {
+			return nil, fmt.Errorf("write %s: %w", name, err)
+		}
+		out = append(out, isolator.File{Path: name, Mode: 0o644, Data: append(data, '\n')})
+	}
+	return out, nil
+}
+
+// service is the unit of the process that stands for the app. The app's limits are the
+// machine's business.
+func (k *KVM) service(in isolator.App) (unit.Unit, error) {
+	own := in
+	own.Resources = pod.Resources{OOMScoreAdj: in.Resources.OOMScoreAdj}
+	none, err := recipe.LimitsOf(own)
+	if err != nil {
+		return unit.Unit{}, err
+	}
+	u := k.recipe.Service(own, none)
+	id := string(in.Pod.ID)
+	for i, p := range u.Properties {
+		switch p.Name {
+		case "ExecStart":
+			u.Properties[i].Value = unit.Commands{{Path: k.cfg.Guest, Args: []string{k.cfg.Guest, "app", in.Dir.App}}}
+		case "After", "Requisite":
+			u.Properties[i].Value = append(p.Value.(unit.Strings), unit.Machine(id))
+		case "DeviceAllow":
+			u.Properties[i].Value = append(p.Value.(unit.Devices), unit.Device{Path: "/dev/vsock", Permissions: "rw"}, unit.Device{Path: "/dev/ptmx", Permissions: "rw"})
+		case "PrivateMounts": // what it shares with the machine the file server has to see
+			u.Properties[i].Value = unit.Bool(false)
+		}
+	}
+	return u, nil
+}
+
+// check returns the input with what has a meaning in the machine.
+func (k *KVM) check(in isolator.App) (isolator.App, error) {
+	if in.App != nil { // the profiles are the host's
+		app := *in.App
+		app.Security.AppArmor = pod.Profile{Kind: pod.ProfileUnconfined}
+		in.App = &app
+	}
+	return in, k.recipe.CheckApp(in)
+}
+
+func (k *KVM) execProcess(in isolator.App, p pod.Process) (initproc.Process, error) {
+	in, err := k.check(in)
+	if err != nil {
+		return initproc.Process{}, err
+	}
+	process, err := k.inside.InsideExec(in, p)
+	process.AppArmor = ""
+	return process, err
+}

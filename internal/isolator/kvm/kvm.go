@@ -1,0 +1,140 @@
+// Package kvm is the isolator that gives each pod a virtual machine: a kernel of its own,
+// and of the host only what the pod was given.
+//
+// The machine is a unit in the pod's slice, as is the server of the files that it shares.
+// An app is a unit too, whose process stands for what runs in the machine: it passes on
+// what is said and signals, and ends as the app does.
+//
+//	kvm.go       what is fixed per node; the pod
+//	machine.go   the units of the machine
+//	app.go       an app's files and unit
+//	share.go     what the machine sees of the host
+//	limits.go    limits, for the machine's own cgroups
+package kvm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path"
+
+	"gantry/internal/guest"
+	"gantry/internal/isolator"
+	"gantry/internal/isolator/fly"
+	"gantry/internal/isolator/recipe"
+	"gantry/internal/machine"
+	"gantry/internal/pod"
+	"gantry/internal/unit"
+)
+
+// Config holds what is fixed per node. All of it is part of the plan's input.
+type Config struct {
+	// Init and Guest are the paths of gantry-init and gantry-guest.
+	Init, Guest string
+	// StdioSocket is gantry-stdio's; "" leaves apps the unit's stdio (the journal).
+	StdioSocket string
+	// Emulator and FileServer are the paths of qemu and virtiofsd.
+	Emulator, FileServer string
+	// Kernel and Boot are what a machine boots.
+	Kernel string
+	Boot   machine.Boot
+	// Emulate has the machine's processors emulated, where there is no /dev/kvm.
+	Emulate bool
+	// Memory is what a machine has whose pod has no limit; Overhead what of a pod's limit
+	// its kernel, the emulator and the file server take. In bytes.
+	Memory, Overhead int64
+	// CPUs is how many processors a machine has whose pod has no limit.
+	CPUs int
+	// Disk is the size of what the apps of a pod may write, in bytes.
+	Disk int64
+	// BootTime is how long a machine may take to answer, in seconds.
+	BootTime int
+	// Arch is the machine's architecture, in Go's words; "" is this program's.
+	Arch string
+}
+
+// KVM is the isolator.
+type KVM struct {
+	cfg    Config
+	recipe recipe.Recipe
+	inside *fly.Fly
+}
+
+var _ isolator.Isolator = (*KVM)(nil)
+
+// New returns the isolator.
+func New(c Config) (*KVM, error) {
+	// What an app is in the machine is what an app of fly is on the host, but that it is
+	// alone. AppArmor and SELinux are the host's: in the machine there is none to confine
+	// from.
+	inside, err := fly.New(fly.Config{Init: c.Init, Arch: c.Arch})
+	if err != nil {
+		return nil, err
+	}
+	return &KVM{c, recipe.Recipe{Features: features(), Init: c.Init, StdioSocket: c.StdioSocket}, inside}, nil
+}
+
+// Name is kvm.
+func (k *KVM) Name() string { return "kvm" }
+
+// Features are what can be had behind another kernel.
+func (k *KVM) Features() isolator.Features { return k.recipe.Features }
+
+func features() isolator.Features {
+	return isolator.Features{
+		Isolation: isolator.IsolationMachine, PodNetwork: true,
+		RecursiveReadOnlyMounts: true, ImageVolumes: true, MountOptions: true, TTY: true,
+	}
+}
+
+// Sandbox plans a pod and its machine.
+func (k *KVM) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
+	plan, err := k.recipe.Sandbox(in)
+	if err != nil {
+		return plan, err
+	}
+	if plan.Late, err = k.units(in); err != nil {
+		return plan, fmt.Errorf("plan pod: %w", err)
+	}
+	what, err := json.MarshalIndent(machine.Plan{
+		Machine: guest.Machine{Hostname: in.Pod.Hostname, Sysctls: in.Pod.Sysctls, ShmBytes: shmSize},
+		CID:     machine.Address(string(in.Pod.ID)), Run: in.Dir.Run, Boot: k.cfg.Boot, DiskBytes: k.cfg.Disk,
+	}, "", "  ")
+	if err != nil {
+		return plan, fmt.Errorf("plan pod: write machine: %w", err)
+	}
+	plan.Files = append(plan.Files, isolator.File{Path: machine.PlanFile, Mode: 0o644, Data: append(what, '\n')})
+	return plan, recipe.Valid(plan.Late)
+}
+
+// shmSize is what /dev/shm of a pod may hold, as with other isolators.
+const shmSize = 64 << 20
+
+// Exec plans a process in a running app.
+func (k *KVM) Exec(in isolator.App, p pod.Process) (isolator.Exec, error) {
+	process, err := k.execProcess(in, p)
+	if err != nil {
+		return isolator.Exec{}, fmt.Errorf("plan exec: %w", err)
+	}
+	data, err := json.Marshal(process)
+	if err != nil {
+		return isolator.Exec{}, fmt.Errorf("plan exec: %w", err)
+	}
+	args := []string{k.cfg.Guest, "exec", in.Dir.App, isolator.ProcessArg, isolator.LogArg}
+	if p.TTY {
+		args = append(args, isolator.ConsoleArg)
+	}
+	return isolator.Exec{Path: k.cfg.Guest, Args: args, Process: data}, nil
+}
+
+// Resources has nothing for the unit of an app, whose process only stands for it.
+func (k *KVM) Resources(pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
+	return nil, nil, fmt.Errorf("a change of limits: %w by this isolator", pod.ErrUnsupported)
+}
+
+// Cleanup has nothing to do: what is made for a pod belongs to a unit or lies in the pod's
+// directories.
+func (k *KVM) Cleanup(context.Context, *pod.Pod) error { return nil }
+
+// share is where the machine's share is on the host.
+func share(d isolator.Dirs) string { return path.Join(d.Run, machine.ShareDir) }

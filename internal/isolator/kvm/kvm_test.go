@@ -1,0 +1,150 @@
+package kvm
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"gantry/internal/isolator"
+	"gantry/internal/isolator/isolatortest"
+	"gantry/internal/machine"
+	"gantry/internal/pod"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func newKVM(t testing.TB) *KVM {
+	k, err := New(Config{
+		Init: "/usr/libexec/gantry/gantry-init", Guest: "/usr/libexec/gantry/gantry-guest", StdioSocket: "/run/gantry/stdio.sock",
+		Emulator: "/usr/bin/qemu-system-x86_64", FileServer: "/usr/libexec/virtiofsd", Kernel: "/boot/vmlinuz-6.12",
+		Boot:   machine.Boot{Initramfs: "/var/lib/gantry/boot/k", Guest: "/usr/libexec/gantry/gantry-guest", Modules: "/lib/modules/6.12", Load: []string{"virtiofs"}},
+		Memory: 512 << 20, Overhead: 100 << 20, CPUs: 2, Disk: 8 << 30, BootTime: 30, Arch: "amd64",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func TestContract(t *testing.T) {
+	t.Parallel()
+	isolatortest.Run(t, newKVM(t), nil)
+}
+
+const (
+	podID = "aaaaaaaaaaaaaaaaaaaaaaaa"
+	appID = "bbbbbbbbbbbbbbbbbbbbbbbb"
+)
+
+// input is what kubelet asks for.
+func input() isolator.App {
+	n := pod.Namespaces{Network: pod.NamespacePod, PID: pod.NamespaceApp, IPC: pod.NamespacePod}
+	created := time.Date(2026, 11, 2, 12, 0, 0, 0, time.UTC)
+	p := &pod.Pod{
+		Version: 1, ID: podID, Owner: pod.OwnerCRI, Name: "web", Namespace: "shop", UID: "u-1", Created: created, Hostname: "web",
+		Isolator: "kvm", Slice: "kubepods-podu_1.slice", CgroupParent: "/kubepods.slice/kubepods-podu_1.slice",
+		DNS: &pod.DNS{Servers: []string{"10.96.0.10"}}, Namespaces: n, Sysctls: map[string]string{"net.ipv4.tcp_syncookies": "1"},
+	}
+	a := &pod.App{
+		Version: 1, ID: appID, Pod: podID, Name: "web", Created: created, Image: pod.Image{ID: "sha256:cc", Name: "web"},
+		Argv: []string{"web", "--serve"}, StopTimeout: 30 * time.Second, Namespaces: n,
+		Security: pod.Security{Seccomp: pod.Profile{Kind: pod.ProfileUnconfined}},
+		Mounts: []pod.Mount{
+			{Path: "/data", Source: "/srv/data"},
+			{Path: "/etc/web", Source: "/srv/config", ReadOnly: true, RecursiveReadOnly: true},
+			{Path: "/model", Image: &pod.Image{ID: "sha256:dd"}, ImageSubPath: "weights", ReadOnly: true},
+		},
+	}
+	return isolator.App{
+		Pod: p, App: a, Secret: pod.Secret{Env: []string{"TOKEN=hunter2"}},
+		Dir: isolator.Dirs{
+			Pod: "/var/lib/gantry/pods/" + podID, App: "/var/lib/gantry/pods/" + podID + "/apps/" + appID, Run: "/run/gantry/pods/" + podID,
+		},
+		Rootfs:       isolator.Tree{Path: "/run/gantry/images/cc", Unit: "run-gantry-images-cc.mount"},
+		ImageVolumes: map[string]isolator.Tree{"sha256:dd": {Path: "/run/gantry/images/dd", Unit: "run-gantry-images-dd.mount"}},
+	}
+}
+
+func TestPlans(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*isolator.App){
+		"plain": func(*isolator.App) {},
+		"limits": func(in *isolator.App) {
+			in.Pod.Resources = &pod.Resources{Memory: 612 << 20, CPUQuota: 250000, CPUPeriod: 100000}
+			in.Resources = pod.Resources{
+				Memory: 64 << 20, MemorySwap: 64 << 20, CPUQuota: 50000, CPUPeriod: 100000, CPUShares: 512, Pids: 100, CPUSet: "0-1",
+				OOMScoreAdj: 900, Unified: map[string]string{"memory.high": "1000000"},
+			}
+			in.App.TTY, in.App.Security.UID, in.App.Security.NoNewPrivileges = true, 1000, true
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			in := input()
+			change(&in)
+			k := newKVM(t)
+			sandbox, err := k.Sandbox(isolator.Sandbox{Pod: in.Pod, Dir: in.Dir})
+			if err != nil {
+				t.Fatal(err)
+			}
+			app, err := k.App(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			file, got := filepath.Join("testdata", name+".txt"), sandbox.Text()+"\n"+app.Text()
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("plan differs (-want +got; go test -update rewrites):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestRefused: what a machine cannot have is refused when it is asked for.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change func(*isolator.App)
+		kind   error
+		want   string
+	}{
+		"little memory":    {func(in *isolator.App) { in.Pod.Resources = &pod.Resources{Memory: 200 << 20} }, pod.ErrInvalid, "needs at least 228"},
+		"host network":     {func(in *isolator.App) { in.Pod.Namespaces.Network = pod.NamespaceNode }, pod.ErrUnsupported, "network=node"},
+		"host PIDs":        {func(in *isolator.App) { in.Pod.Namespaces.PID = pod.NamespaceNode }, pod.ErrUnsupported, "pid=node"},
+		"privileged":       {func(in *isolator.App) { in.Pod.Security.Privileged = true }, pod.ErrUnsupported, "privileged"},
+		"to the host":      {func(in *isolator.App) { in.App.Mounts[0].Propagation = pod.PropagationShared }, pod.ErrUnsupported, "rshared"},
+		"a device":         {func(in *isolator.App) { in.App.Devices = []pod.Device{{Path: "/dev/x", Source: "/dev/kvm"}} }, pod.ErrUnsupported, "devices"},
+		"the host's sysfs": {func(in *isolator.App) { in.App.Mounts[0].Source = "/sys/kernel" }, pod.ErrUnsupported, "/sys/kernel of the host"},
+		"huge pages": {func(in *isolator.App) {
+			in.Resources.Hugepages = []pod.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}}
+		}, pod.ErrUnsupported, "huge pages"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			in := input()
+			c.change(&in)
+			k := newKVM(t)
+			_, err := k.Sandbox(isolator.Sandbox{Pod: in.Pod, Dir: in.Dir})
+			if err == nil {
+				_, err = k.App(in)
+			}
+			if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+}

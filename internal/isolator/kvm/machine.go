@@ -1,0 +1,156 @@
+package kvm
+
+import (
+	"fmt"
+	"path"
+	"strconv"
+	"time"
+
+	"gantry/internal/guest"
+	"gantry/internal/isolator"
+	"gantry/internal/isolator/recipe"
+	"gantry/internal/machine"
+	"gantry/internal/pod"
+	"gantry/internal/unit"
+)
+
+// socketFile is where the file server listens, below the pod's run directory.
+const socketFile = "files.sock"
+
+// units are the file server and the machine, which need the pod's network.
+func (k *KVM) units(in isolator.Sandbox) ([]unit.Unit, error) {
+	size, err := k.size(in.Pod)
+	if err != nil {
+		return nil, err
+	}
+	return []unit.Unit{k.server(in), k.machine(in, size)}, nil
+}
+
+// size is what a machine has.
+type size struct {
+	memory int64 // MiB
+	cpus   int
+}
+
+const (
+	mebi = 1 << 20
+	// leastMemory is what a kernel and the agent do with, in MiB.
+	leastMemory = 128
+	mostCPUs    = 255
+)
+
+// size follows from the pod's limits: its memory less what the machine itself takes.
+func (k *KVM) size(p *pod.Pod) (size, error) {
+	s := size{k.cfg.Memory / mebi, max(k.cfg.CPUs, 1)}
+	if p.Resources == nil {
+		return s, nil
+	}
+	if limit := p.Resources.Memory; limit > 0 {
+		if s.memory = (limit - k.cfg.Overhead) / mebi; s.memory < leastMemory {
+			return s, recipe.Invalid("memory limit of %d MiB: a machine needs at least %d", limit/mebi, leastMemory+k.cfg.Overhead/mebi)
+		}
+	}
+	if quota, period := p.Resources.CPUQuota, p.Resources.CPUPeriod; quota > 0 && period > 0 {
+		s.cpus = int(min((quota+period-1)/period, mostCPUs))
+	}
+	return s, nil
+}
+
+// common are the properties of both units.
+func common(in isolator.Sandbox, what string) []unit.Property {
+	id := string(in.Pod.ID)
+	return []unit.Property{
+		{Name: "Description", Value: unit.String(what + " of pod " + recipe.Describe(in.Pod.Namespace, in.Pod.Name))},
+		{Name: "Slice", Value: unit.String(in.Pod.Slice)},
+		{Name: "PartOf", Value: unit.Strings{unit.Pod(id)}},
+		{Name: "Requisite", Value: unit.Strings{unit.Pod(id)}},
+		{Name: "CollectMode", Value: unit.String("inactive-or-failed")},
+		{Name: "IgnoreOnIsolate", Value: unit.Bool(true)},
+		{Name: "KillMode", Value: unit.String("mixed")},
+		{Name: "TimeoutStopUSec", Value: unit.Duration(10 * time.Second)},
+		{Name: "OOMScoreAdjust", Value: unit.Int32(machineOOMScore)},
+		{Name: "SyslogIdentifier", Value: unit.String("gantry-guest")},
+	}
+}
+
+// machineOOMScore is that of what apps stand on: to kill it ends all of them.
+const machineOOMScore = -998
+
+func (k *KVM) run(args ...string) unit.Command {
+	return unit.Command{Path: k.cfg.Guest, Args: append([]string{k.cfg.Guest}, args...)}
+}
+
+// server shares files of the host with the machine, and nothing that is not in the share.
+func (k *KVM) server(in isolator.Sandbox) unit.Unit {
+	socket := path.Join(in.Dir.Run, socketFile)
+	return unit.Unit{Name: unit.FileServer(string(in.Pod.ID)), Properties: append(common(in, "Files"),
+		unit.Property{Name: "After", Value: unit.Strings{unit.Pod(string(in.Pod.ID))}},
+		unit.Property{Name: "Type", Value: unit.String("exec")},
+		unit.Property{Name: "ExecStartPre", Value: unit.Commands{k.run("prepare", in.Dir.Pod)}},
+		unit.Property{Name: "ExecStart", Value: unit.Commands{{Path: k.cfg.FileServer, Args: []string{
+			k.cfg.FileServer, "--socket-path=" + socket, "--shared-dir=" + share(in.Dir), "--announce-submounts", "--cache=auto", "--sandbox=namespace", "--log-level=warn",
+		}}}},
+		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await-socket", socket)}},
+		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.run("release", in.Dir.Pod)}},
+		unit.Property{Name: "LimitNOFILE", Value: unit.Uint64(1 << 20)},
+	)}
+}
+
+// machine is the machine. When it ends the pod has ended.
+func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
+	id := string(in.Pod.ID)
+	cid := machine.Address(id)
+	return unit.Unit{Name: unit.Machine(id), Properties: append(common(in, "Machine"),
+		unit.Property{Name: "After", Value: unit.Strings{unit.Pod(id), unit.FileServer(id)}},
+		unit.Property{Name: "BindsTo", Value: unit.Strings{unit.FileServer(id)}},
+		unit.Property{Name: "Type", Value: unit.String("exec")},
+		unit.Property{Name: "NetworkNamespacePath", Value: unit.String(path.Join(in.Dir.Run, recipe.NetPin))},
+		unit.Property{Name: "ExecStart", Value: unit.Commands{{Path: k.cfg.Emulator, Args: append([]string{k.cfg.Emulator}, k.arguments(in, s, cid)...)}}},
+		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await", strconv.FormatUint(uint64(cid), 10), strconv.Itoa(k.cfg.BootTime))}},
+		unit.Property{Name: "ExecStopPost", Value: unit.Commands{{Path: systemctl, Args: []string{systemctl, "--no-block", "stop", unit.Pod(id)}, IgnoreFailure: true}}},
+		unit.Property{Name: "TimeoutStartUSec", Value: unit.Duration(time.Duration(k.cfg.BootTime+bootMargin) * time.Second)},
+		unit.Property{Name: "LimitMEMLOCK", Value: unit.Infinity},
+		unit.Property{Name: "DevicePolicy", Value: unit.String("closed")},
+		unit.Property{Name: "DeviceAllow", Value: unit.Devices{
+			{Path: "/dev/kvm", Permissions: "rw"}, {Path: "/dev/vhost-vsock", Permissions: "rw"}, {Path: "/dev/vhost-net", Permissions: "rw"}, {Path: "/dev/net/tun", Permissions: "rw"},
+		}},
+	)}
+}
+
+const (
+	systemctl  = "/usr/bin/systemctl"
+	bootMargin = 10 // seconds
+)
+
+// arguments are those of the emulator.
+func (k *KVM) arguments(in isolator.Sandbox, s size, cid uint32) []string {
+	accel, cpu := "kvm", "host"
+	if k.cfg.Emulate {
+		accel, cpu = "tcg", "max"
+	}
+	memory := strconv.FormatInt(s.memory, 10) + "M"
+	args := []string{
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		"-name", "gantry-" + string(in.Pod.ID),
+		"-machine", "q35,accel=" + accel + ",memory-backend=memory", "-cpu", cpu, "-smp", strconv.Itoa(s.cpus), "-m", memory,
+		"-object", "memory-backend-memfd,id=memory,share=on,size=" + memory,
+		"-kernel", k.cfg.Kernel, "-initrd", k.cfg.Boot.Initramfs, "-append", commandLine,
+		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+		"-device", "virtio-rng-pci",
+		"-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d", cid),
+		"-chardev", "socket,id=files,path=" + path.Join(in.Dir.Run, socketFile),
+		"-device", "vhost-user-fs-pci,chardev=files,tag=" + guest.Tag,
+		"-netdev", "tap,id=net,ifname=" + machine.Tap + ",script=no,downscript=no",
+		"-device", "virtio-net-pci,netdev=net",
+	}
+	if k.cfg.Disk > 0 {
+		args = append(args,
+			"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file="+path.Join(in.Dir.Pod, machine.Disk),
+			"-device", "virtio-blk-pci,drive=disk,serial="+guest.ScratchSerial)
+	}
+	return args
+}
+
+// commandLine is the kernel's. What it says goes to the journal; when it panics the machine
+// ends.
+const commandLine = "console=ttyS0 quiet panic=-1 random.trust_cpu=on"
