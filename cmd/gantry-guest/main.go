@@ -25,6 +25,7 @@ const usage = `gantry-guest is run by systemd, around virtual machines of Gantry
   gantry-guest await CID SECONDS   waits until the machine's agent answers
   gantry-guest release PODDIR      takes off the host what the machine shared
   gantry-guest app APPDIR          runs an app in the machine, and stands for it
+  gantry-guest ended APPDIR        ends the app that such a process stood for
   gantry-guest exec APPDIR PROCESS LOG [CONSOLE]   the same for a process in an app
 
 As the first process of a machine it runs the pod's apps there.`
@@ -63,6 +64,8 @@ func run(ctx context.Context, args []string) (code int, err error) {
 		return 0, await(ctx, args[1], args[2])
 	case len(args) == 2 && args[0] == "app":
 		return 0, machine.RunApp(ctx, args[1])
+	case len(args) == 2 && args[0] == "ended":
+		return 0, machine.EndApp(ctx, args[1])
 	case len(args) == 4 && args[0] == "exec":
 		return exec(ctx, args[1:], "")
 	case len(args) == 5 && args[0] == "exec":

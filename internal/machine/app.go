@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gantry/internal/disk"
 	"gantry/internal/guest/guestpb"
 	"gantry/internal/initproc"
 	"gantry/internal/pod"
@@ -45,6 +46,41 @@ func RunApp(ctx context.Context, dir string) error {
 	}
 	defer p.client.Close()
 	return p.attend(ctx)
+}
+
+// endTime bounds how long an app may take to die in its machine.
+const endTime = 10 * time.Second
+
+// EndApp ends an app whose process on the host is gone, and records the end. It does
+// nothing for one whose end is known, or whose machine does not answer: that has ended.
+func EndApp(ctx context.Context, dir string) error {
+	var a App
+	if err := readJSON(filepath.Join(dir, AppFile), &a); err != nil {
+		return fmt.Errorf("read plan: %w", err)
+	}
+	if disk.Exists(filepath.Join(dir, "exit.json")) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
+	c, err := Dial(a.CID)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ref := &guestpb.Ref{App: a.ID}
+	if _, err := c.Signal(ctx, &guestpb.SignalRequest{Ref: ref, Signal: int32(unix.SIGKILL), All: true}); err != nil {
+		return fmt.Errorf("kill the app: %w", err)
+	}
+	end, err := c.Wait(ctx, &guestpb.WaitRequest{Ref: ref})
+	if err != nil {
+		return fmt.Errorf("wait for the end: %w", err)
+	}
+	if err := initproc.Ended(dir, exitOf(end)); err != nil {
+		return err
+	}
+	_, err = c.Forget(ctx, &guestpb.ForgetRequest{Ref: ref})
+	return err
 }
 
 func readJSON(path string, v any) error {

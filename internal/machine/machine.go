@@ -20,6 +20,8 @@ import (
 const (
 	// ShareDir, below the pod's run directory, is what the machine sees of the host.
 	ShareDir = "share"
+	// SocketFile, below the pod's run directory, is where the file server listens.
+	SocketFile = "files.sock"
 	// Disk, below the pod's directory, is what its apps write to.
 	Disk = "scratch.img"
 	// PlanFile, below the pod's directory, is the Plan.

@@ -114,8 +114,12 @@ func Release(podDir string) error {
 			return fmt.Errorf("release machine: unmount %s: %w", dir, err)
 		}
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("release machine: %w", err)
+	// The file server leaves its socket, and a file with its number.
+	socket := filepath.Join(plan.Run, SocketFile)
+	for _, path := range []string{dir, socket, socket + ".pid"} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("release machine: %w", err)
+		}
 	}
 	return nil
 }

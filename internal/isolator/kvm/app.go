@@ -95,6 +95,9 @@ func (k *KVM) service(in isolator.App) (unit.Unit, error) {
 		switch p.Name {
 		case "ExecStart":
 			u.Properties[i].Value = unit.Commands{{Path: k.cfg.Guest, Args: []string{k.cfg.Guest, "app", in.Dir.App}}}
+		case "ExecStopPost": // before the recorder: only the machine knows how the app ended
+			end := unit.Command{Path: k.cfg.Guest, Args: []string{k.cfg.Guest, "ended", in.Dir.App}, IgnoreFailure: true}
+			u.Properties[i].Value = append(unit.Commands{end}, p.Value.(unit.Commands)...)
 		case "After", "Requisite":
 			u.Properties[i].Value = append(p.Value.(unit.Strings), unit.Machine(id))
 		case "DeviceAllow":

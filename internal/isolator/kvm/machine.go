@@ -14,9 +14,6 @@ import (
 	"gantry/internal/unit"
 )
 
-// socketFile is where the file server listens, below the pod's run directory.
-const socketFile = "files.sock"
-
 // units are the file server and the machine, which need the pod's network.
 func (k *KVM) units(in isolator.Sandbox) ([]unit.Unit, error) {
 	size, err := k.size(in.Pod)
@@ -82,7 +79,7 @@ func (k *KVM) run(args ...string) unit.Command {
 
 // server shares files of the host with the machine, and nothing that is not in the share.
 func (k *KVM) server(in isolator.Sandbox) unit.Unit {
-	socket := path.Join(in.Dir.Run, socketFile)
+	socket := path.Join(in.Dir.Run, machine.SocketFile)
 	return unit.Unit{Name: unit.FileServer(string(in.Pod.ID)), Properties: append(common(in, "Files"),
 		unit.Property{Name: "After", Value: unit.Strings{unit.Pod(string(in.Pod.ID))}},
 		unit.Property{Name: "Type", Value: unit.String("exec")},
@@ -138,7 +135,7 @@ func (k *KVM) arguments(in isolator.Sandbox, s size, cid uint32) []string {
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-device", "virtio-rng-pci",
 		"-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d", cid),
-		"-chardev", "socket,id=files,path=" + path.Join(in.Dir.Run, socketFile),
+		"-chardev", "socket,id=files,path=" + path.Join(in.Dir.Run, machine.SocketFile),
 		"-device", "vhost-user-fs-pci,chardev=files,tag=" + guest.Tag,
 		"-netdev", "tap,id=net,ifname=" + machine.Tap + ",script=no,downscript=no",
 		"-device", "virtio-net-pci,netdev=net",
