@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -229,10 +230,26 @@ func (m *making) startLate(ctx context.Context) error {
 }
 
 func (m *making) stopLate(ctx context.Context) error {
+	var names []string
+	for _, u := range m.plan.Late {
+		names = append(names, u.Name)
+	}
+	slices.Reverse(names)
+	return m.e.stopUnits(ctx, names)
+}
+
+// lateUnits are those of a pod that there is, the last one first.
+func (e *Engine) lateUnits(p *pod.Pod) []string {
+	if iso, ok := e.iso[p.Isolator].(interface{ LateUnits(id pod.ID) []string }); ok {
+		return iso.LateUnits(p.ID)
+	}
+	return nil
+}
+
+func (e *Engine) stopUnits(ctx context.Context, names []string) error {
 	var errs []error
-	for i := range m.plan.Late {
-		u := m.plan.Late[len(m.plan.Late)-1-i]
-		errs = append(errs, ignore(m.e.cfg.Systemd.Stop(ctx, u.Name), systemd.ErrNotFound))
+	for _, name := range names {
+		errs = append(errs, ignore(e.cfg.Systemd.Stop(ctx, name), systemd.ErrNotFound))
 	}
 	return errors.Join(errs...)
 }
@@ -415,6 +432,9 @@ func (e *Engine) podStop(p *pod.Pod, lock *disk.Lock, ended func() error) operat
 	namespaces := step{name: "namespaces", do: func(context.Context) error { return namespace.Remove(e.runDir(p.ID)) }}
 	unit := step{name: "unit", do: func(ctx context.Context) error { return e.stopPodUnit(ctx, p) }}
 	steps := []step{network, apps, namespaces, unit}
+	if late := e.lateUnits(p); len(late) > 0 { // they use the network and the namespaces
+		steps = []step{apps, {name: "late units", do: func(ctx context.Context) error { return e.stopUnits(ctx, late) }}, network, namespaces, unit}
+	}
 	if p.HostNetwork() { // its unit alone makes it ready
 		steps = []step{network, apps, unit, namespaces}
 	}

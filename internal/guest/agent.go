@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -76,6 +77,9 @@ func (a *Agent) Run(_ context.Context, r *guestpb.RunRequest) (*guestpb.RunRespo
 	if err := errors.Join(json.Unmarshal(r.Start, &in.Start), json.Unmarshal(r.Process, &in.Process)); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "read the plan: %v", err)
 	}
+	if in.Start.Self == nil {
+		return nil, status.Error(codes.InvalidArgument, "the plan has no rootfs of the machine's own")
+	}
 	a.mu.Lock()
 	one := a.apps[r.App]
 	if one == nil {
@@ -117,9 +121,37 @@ func (a *Agent) start(app string, in initproc.Inside, stdin bool) (*process, err
 			return nil, err
 		}
 	}
+	if err := touch(in.Start); err != nil {
+		return nil, err
+	}
 	return launch{inside: in, stdin: stdin, cgroup: dir, ended: func(end *guestpb.WaitResponse) {
 		end.OomKills = a.groups.oomKills(app)
 	}}.start()
+}
+
+// touch looks into the directories of the host that an app is to have: each is a file
+// system of its own, which is mounted when somebody goes there, and overlay takes none that
+// is not mounted yet.
+func touch(s initproc.Start) error {
+	dirs := slices.Clone(s.Rootfs.Lower)
+	for _, m := range s.Self.Mounts {
+		if m.Type == "" {
+			dirs = append(dirs, m.Source)
+		}
+	}
+	for _, dir := range dirs {
+		f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+		if errors.Is(err, unix.ENOTDIR) {
+			continue
+		}
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			return fmt.Errorf("find what the host shares: %w", err)
+		}
+	}
+	return nil
 }
 
 // find returns an app that was started.

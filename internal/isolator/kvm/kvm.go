@@ -107,6 +107,11 @@ func (k *KVM) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
 	return plan, recipe.Valid(plan.Late)
 }
 
+// LateUnits are the names of those that a pod has, the last one first.
+func (k *KVM) LateUnits(id pod.ID) []string {
+	return []string{unit.Machine(string(id)), unit.FileServer(string(id))}
+}
+
 // shmSize is what /dev/shm of a pod may hold, as with other isolators.
 const shmSize = 64 << 20
 

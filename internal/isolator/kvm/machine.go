@@ -150,4 +150,4 @@ func (k *KVM) arguments(in isolator.Sandbox, s size, cid uint32) []string {
 
 // commandLine is the kernel's. What it says goes to the journal; when it panics the machine
 // ends.
-const commandLine = "console=ttyS0 quiet panic=-1 random.trust_cpu=on"
+const commandLine = "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on"
