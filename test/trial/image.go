@@ -39,7 +39,6 @@ func guestPackages() []string {
 		"crun", "runc", "erofs-utils", "golang-github-containers-common", "apparmor",
 		"busybox-static", "nginx-light", "netcat-openbsd", // what test images are made of
 		"criu", "libcriu2", // checkpoints
-		"qemu-system-x86", "virtiofsd", // pods that are virtual machines
 		"selinux-policy-default", "policycoreutils", "selinux-utils", // asleep, unless the VM is booted with SELinux
 		"util-linux", "kmod", "procps", "psmisc", "curl", "jq", "strace", "ca-certificates", "less",
 	}
