@@ -136,7 +136,7 @@ func TestPortForwardByWebSocket(t *testing.T) {
 // TestIdleSessionsEnd: a session on which nothing happens for as long as is configured.
 func TestIdleSessionsEnd(t *testing.T) {
 	t.Parallel()
-	b := newBenchWith(t, func(c *Config) { c.StreamIdle = 100 * time.Millisecond })
+	b := newBenchWith(t, func(c *Config) { c.StreamIdle = 2 * time.Second })
 	b.engine.Programs = programs()
 	id := b.start(t, b.run(t, "a"), nil)
 	conn := dial(t, b.exec(t, id, &runtimeapi.ExecRequest{Cmd: []string{"sleep"}, Stdout: true}), remotecommand.StreamProtocolV4Name)
