@@ -49,6 +49,9 @@ func runNodeE2E(ctx context.Context, t *trial, args []string) error {
 			return fmt.Errorf("specs to run: %w", err)
 		}
 	}
+	if commit := commitHere(ctx); how.record && strings.HasSuffix(commit, "-dirty") {
+		return fmt.Errorf("the tree has changes that are in no commit (%s): results of it cannot be repeated, so commit before you record", commit)
+	}
 	v := t.vm()
 	booted, end, err := t.upFor(ctx, *keep)
 	if err != nil {

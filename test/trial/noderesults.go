@@ -241,6 +241,16 @@ A run that was cut off goes on where it was. %d specs passed, %d failed, %d were
 		}
 		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d |\n", l, counts["passed"], counts["failed"], counts["skipped"]+counts["pending"], counts[notRun])
 	}
+	b.WriteString("\nWhere a commit has \"-dirty\" there were changes that are in no commit.\n\n| commit | passed |\n|---|---|\n")
+	commits := map[string]int{}
+	for _, r := range rs {
+		if r.State == "passed" {
+			commits[r.Day+" "+r.Commit]++
+		}
+	}
+	for _, c := range slices.Sorted(maps.Keys(commits)) {
+		fmt.Fprintf(&b, "| %s | %d |\n", cell(c), commits[c])
+	}
 	b.WriteString("\n## Not passed\n\n| spec | | reason |\n|---|---|---|\n")
 	for _, r := range rs {
 		if r.State != "passed" {
