@@ -70,12 +70,15 @@ func appFiles(in isolator.App, a machine.App, p initproc.Process) ([]isolator.Fi
 	out := []isolator.File{
 		{Path: initproc.ProcessFile, Mode: 0o600, Secret: true, Data: secret, Shown: func() []byte { return fly.Shown(p) }},
 	}
-	for name, v := range map[string]any{machine.AppFile: a, initproc.StartFile: own} {
-		data, err := json.MarshalIndent(v, "", "  ")
+	for _, f := range []struct {
+		name string
+		v    any
+	}{{machine.AppFile, a}, {initproc.StartFile, own}} {
+		data, err := json.MarshalIndent(f.v, "", "  ")
 		if err != nil {
-			return nil, fmt.Errorf("write %s: %w", name, err)
+			return nil, fmt.Errorf("write %s: %w", f.name, err)
 		}
-		out = append(out, isolator.File{Path: name, Mode: 0o644, Data: append(data, '\n')})
+		out = append(out, isolator.File{Path: f.name, Mode: 0o644, Data: append(data, '\n')})
 	}
 	return out, nil
 }
