@@ -320,7 +320,7 @@ func TestFlyOutOfMemory(t *testing.T) {
 	n := openNode(t)
 	pull(t, n, busybox)
 	p := newPod(t, n, inFly)
-	a := newApp(t, n, p, shell("head -c 200m /dev/zero | tail"), limits(pod.Resources{Memory: 16 << 20, MemorySwap: 16 << 20}))
+	a := newApp(t, n, p, shell("dd if=/dev/zero of=/dev/null bs=100M count=1"), limits(pod.Resources{Memory: 16 << 20, MemorySwap: 16 << 20}))
 	start(t, n, a)
 	if s := wait(t, n, a); s.Exit.Reason != pod.ReasonOOMKilled {
 		t.Errorf("ended with %+v", s.Exit)
