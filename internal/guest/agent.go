@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -98,7 +99,7 @@ func (a *Agent) Run(_ context.Context, r *guestpb.RunRequest) (*guestpb.RunRespo
 			return nil, status.Error(codes.Aborted, errors.Join(err, a.groups.remove(r.App)).Error())
 		}
 		a.mu.Lock()
-		one.process = p
+		a.apps[r.App], one.process = one, p // a start before that failed has taken it out
 		a.mu.Unlock()
 	}
 	return &guestpb.RunResponse{Started: one.started.UnixNano()}, nil
@@ -245,12 +246,13 @@ func (a *Agent) Forget(_ context.Context, r *guestpb.ForgetRequest) (*guestpb.Fo
 	a.mu.Lock()
 	one := a.apps[r.Ref.App]
 	delete(a.apps, r.Ref.App)
-	a.mu.Unlock()
+	var left []*process
 	if one != nil && one.process != nil {
-		one.drop()
-		for _, p := range one.execs {
-			p.drop()
-		}
+		left = append(slices.Collect(maps.Values(one.execs)), one.process)
+	}
+	a.mu.Unlock()
+	for _, p := range left {
+		p.drop()
 	}
 	err := a.groups.remove(r.Ref.App)
 	return &guestpb.ForgetResponse{}, errors.Join(err, os.RemoveAll(filepath.Join(Scratch, r.Ref.App)))

@@ -34,7 +34,7 @@ type App struct {
 }
 
 // RunApp is the process that stands for an app: it starts it, passes on what is said and
-// signals, and records its end. If it is killed another takes its place.
+// signals, and records its end. If it is killed the app ends with it: see EndApp.
 func RunApp(ctx context.Context, dir string) error {
 	var a App
 	if err := readJSON(filepath.Join(dir, AppFile), &a); err != nil {

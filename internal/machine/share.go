@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 )
 
 // Share is a part of the host that an app of the machine sees.
@@ -95,13 +96,14 @@ func terminal() (slave, master *os.File, err error) {
 	fd := int(master.Fd())
 	if err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err == nil {
 		peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-		if err = nil; errno != 0 {
+		if errno != 0 {
 			err = errno
+		} else {
+			slave = os.NewFile(peer, "terminal")
 		}
-		slave = os.NewFile(peer, "terminal")
 	}
 	if err == nil {
-		err = makeRaw(int(slave.Fd()))
+		_, err = term.MakeRaw(int(slave.Fd()))
 	}
 	if err == nil { // so that we hear of its size
 		if _, sessionErr := unix.Setsid(); sessionErr != nil && sessionErr != unix.EPERM {
@@ -111,20 +113,11 @@ func terminal() (slave, master *os.File, err error) {
 		}
 	}
 	if err != nil {
+		if slave != nil {
+			slave.Close()
+		}
 		master.Close()
 		return nil, nil, fmt.Errorf("make a terminal: %w", err)
 	}
 	return slave, master, nil
-}
-
-func makeRaw(fd int) error {
-	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	if err != nil {
-		return err
-	}
-	t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
-	t.Oflag &^= unix.OPOST
-	t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
-	t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
-	return unix.IoctlSetTermios(fd, unix.TCSETS, t)
 }

@@ -122,13 +122,14 @@ func TestRefused(t *testing.T) {
 		kind   error
 		want   string
 	}{
-		"little memory":    {func(in *isolator.App) { in.Pod.Resources = &pod.Resources{Memory: 200 << 20} }, pod.ErrInvalid, "needs at least 228"},
-		"host network":     {func(in *isolator.App) { in.Pod.Namespaces.Network = pod.NamespaceNode }, pod.ErrUnsupported, "network=node"},
-		"host PIDs":        {func(in *isolator.App) { in.Pod.Namespaces.PID = pod.NamespaceNode }, pod.ErrUnsupported, "pid=node"},
-		"privileged":       {func(in *isolator.App) { in.Pod.Security.Privileged = true }, pod.ErrUnsupported, "privileged"},
-		"to the host":      {func(in *isolator.App) { in.App.Mounts[0].Propagation = pod.PropagationShared }, pod.ErrUnsupported, "rshared"},
-		"a device":         {func(in *isolator.App) { in.App.Devices = []pod.Device{{Path: "/dev/x", Source: "/dev/kvm"}} }, pod.ErrUnsupported, "devices"},
-		"the host's sysfs": {func(in *isolator.App) { in.App.Mounts[0].Source = "/sys/kernel" }, pod.ErrUnsupported, "/sys/kernel of the host"},
+		"little memory":      {func(in *isolator.App) { in.Pod.Resources = &pod.Resources{Memory: 200 << 20} }, pod.ErrInvalid, "needs at least 228"},
+		"host network":       {func(in *isolator.App) { in.Pod.Namespaces.Network = pod.NamespaceNode }, pod.ErrUnsupported, "network=node"},
+		"host PIDs":          {func(in *isolator.App) { in.Pod.Namespaces.PID = pod.NamespaceNode }, pod.ErrUnsupported, "pid=node"},
+		"privileged":         {func(in *isolator.App) { in.Pod.Security.Privileged = true }, pod.ErrUnsupported, "privileged"},
+		"to the host":        {func(in *isolator.App) { in.App.Mounts[0].Propagation = pod.PropagationShared }, pod.ErrUnsupported, "rshared"},
+		"a device":           {func(in *isolator.App) { in.App.Devices = []pod.Device{{Path: "/dev/x", Source: "/dev/kvm"}} }, pod.ErrUnsupported, "devices"},
+		"the host's sysfs":   {func(in *isolator.App) { in.App.Mounts[0].Source = "/sys/kernel" }, pod.ErrUnsupported, "/sys/kernel of the host"},
+		"the host's devices": {func(in *isolator.App) { in.App.Mounts[0].Source = "/dev" }, pod.ErrUnsupported, "/dev of the host"},
 		"huge pages": {func(in *isolator.App) {
 			in.Resources.Hugepages = []pod.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}}
 		}, pod.ErrUnsupported, "huge pages"},

@@ -82,10 +82,17 @@ func (t *translation) mount(m initproc.Mount, d isolator.Dirs) (initproc.Mount, 
 		return m, nil
 	case m.Propagation == string(pod.PropagationShared):
 		return m, fmt.Errorf("propagation to the host: %w by this isolator", pod.ErrUnsupported)
-	case strings.HasPrefix(m.Source, "/dev/") || strings.HasPrefix(m.Source, "/proc/") || strings.HasPrefix(m.Source, "/sys/"):
+	case ofKernel(m.Source):
 		return m, fmt.Errorf("%s of the host: %w by this isolator", m.Source, pod.ErrUnsupported)
 	}
 	m.Source = t.add(machine.Share{Source: m.Source, Sub: m.Sub, ReadOnly: m.ReadOnly, Recursive: m.Recursive})
 	m.Sub, m.Propagation = "", string(pod.PropagationSlave)
 	return m, nil
+}
+
+// ofKernel tells of what means something only in front of the host's kernel.
+func ofKernel(source string) bool {
+	return slices.ContainsFunc([]string{"/dev", "/proc", "/sys"}, func(dir string) bool {
+		return source == dir || strings.HasPrefix(source, dir+"/")
+	})
 }
