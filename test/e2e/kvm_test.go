@@ -18,7 +18,7 @@ func openMachines(t *testing.T) *node.Node {
 	sh(t, "modprobe -a kvm_amd vhost_vsock vhost_net tun; test -e /dev/kvm && test -e /dev/vhost-vsock")
 	n, err := node.Open(t.Context(), node.Options{
 		Log:      slog.New(slog.NewTextHandler(t.Output(), nil)),
-		Machines: node.Machines{Memory: 256 << 20, Overhead: 160 << 20, CPUs: 1, BootSeconds: int(patience(30 * time.Second).Seconds())},
+		Machines: node.Machines{Memory: 256 << 20, Overhead: 160 << 20, Disk: 1 << 30, CPUs: 1, BootSeconds: int(patience(30 * time.Second).Seconds())},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -29,9 +29,7 @@ const (
 	diskSize = "12G"
 )
 
-// guestPackages is what the VM holds beyond a minimal Debian. The kvm
-// isolator's qemu-system-x86 and virtiofsd come here when it is tested; they
-// treble the image, so not before.
+// guestPackages is what the VM holds beyond a minimal Debian.
 func guestPackages() []string {
 	return []string{
 		"systemd", "systemd-sysv", "dbus", "udev", "linux-image-cloud-amd64", "initramfs-tools", "zstd",
@@ -39,6 +37,7 @@ func guestPackages() []string {
 		"crun", "runc", "erofs-utils", "golang-github-containers-common", "apparmor",
 		"busybox-static", "nginx-light", "netcat-openbsd", // what test images are made of
 		"criu", "libcriu2", // checkpoints
+		"qemu-system-x86", "virtiofsd", "e2fsprogs", // pods that are machines
 		"selinux-policy-default", "policycoreutils", "selinux-utils", // asleep, unless the VM is booted with SELinux
 		"util-linux", "kmod", "procps", "psmisc", "curl", "jq", "strace", "ca-certificates", "less",
 	}
