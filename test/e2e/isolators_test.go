@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,43 +31,51 @@ func inFly(p *pod.Pod) {
 	hostNetwork(p)
 }
 
-// onEach goes through every isolator. A further OCI runtime, and the example of a third
-// party, are much like one of Gantry's own: the short run tries on them what all is most.
-func onEach(t *testing.T, test func(t *testing.T, n *node.Node, isolated podOption)) {
-	onSome(t, test, machine.Long())
-}
-
-func onSome(t *testing.T, test func(t *testing.T, n *node.Node, isolated podOption), all bool) {
+// TestIsolators goes through every isolator. A further OCI runtime, and the example of a
+// third party, are much like one of Gantry's own: the short run tries on them what all is
+// most. What an isolator cannot do it refuses, and that is tried too.
+func TestIsolators(t *testing.T) {
+	guard(t)
 	for _, i := range []struct {
 		name     string
 		isolated podOption
-		own      bool
-	}{{"oci", inOCI, true}, {"fly", inFly, true}, {"runc", inRunc, false}, {"unshare", inUnshare, false}} {
-		if !i.own && !all {
-			continue
-		}
+		short    bool
+	}{{"oci", inOCI, false}, {"fly", inFly, false}, {"runc", inRunc, true}, {"unshare", inUnshare, true}} {
 		t.Run(i.name, func(t *testing.T) {
 			dropExample(t)
-			n := openNode(t)
-			pull(t, n, busybox)
-			test(t, n, i.isolated)
+			goThrough(t, openNode(t), i.isolated, i.short && !machine.Long())
 		})
+	}
+}
+
+// TestIsolatorKVM is the same in a virtual machine.
+func TestIsolatorKVM(t *testing.T) {
+	guard(t)
+	goThrough(t, openMachines(t), inKVM, false, "privileged", "device", "huge pages")
+}
+
+// goThrough tries all in one pod. Of the fields some may be refused.
+func goThrough(t *testing.T, n *node.Node, isolated podOption, short bool, refused ...string) {
+	pull(t, n, busybox)
+	p := newPod(t, n, isolated, func(p *pod.Pod) {
+		p.Security.Privileged = !slices.Contains(refused, "privileged")
+		p.DNS = &pod.DNS{Servers: []string{"192.0.2.1"}, Options: []string{"ndots:5"}}
+	})
+	t.Run("fields", func(t *testing.T) { fieldsThroughEngine(t, n, p, refused) })
+	if short {
+		return
+	}
+	for name, test := range map[string]func(*testing.T, *node.Node, *pod.Pod){
+		"exec": execThroughEngine, "terminal": terminalThroughEngine, "update": updateThroughEngine, "profiles": profilesThroughEngine,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, n, p) })
 	}
 }
 
 // ownGroup goes to the app's cgroup, wherever it is seen.
 const ownGroup = "cd /sys/fs/cgroup/$(sed 's/^0:://; s/exec-.*//' /proc/self/cgroup); "
 
-func TestFieldsThroughEngine(t *testing.T) {
-	guard(t)
-	onSome(t, fieldsThroughEngine, true)
-}
-
-func fieldsThroughEngine(t *testing.T, n *node.Node, isolated podOption) {
-	p := newPod(t, n, isolated, func(p *pod.Pod) {
-		p.Security.Privileged = true
-		p.DNS = &pod.DNS{Servers: []string{"192.0.2.1"}, Options: []string{"ndots:5"}}
-	})
+func fieldsThroughEngine(t *testing.T, n *node.Node, p *pod.Pod, refused []string) {
 	src := t.TempDir()
 	sh(t, fmt.Sprintf("cd %s && chmod 755 . && mkdir a a/sub && echo file > f && ln -s f link && mount -t tmpfs sub a/sub", src))
 	t.Cleanup(func() { sh(t, "umount "+src+"/a/sub") })
@@ -106,34 +115,36 @@ func fieldsThroughEngine(t *testing.T, n *node.Node, isolated podOption) {
 			s.Mounts = []pod.Mount{{Path: "/vol", Image: &pod.Image{ID: busybox}, ImageSubPath: "bin", ReadOnly: true}}
 		}},
 		{
-			"limits", ownGroup + "cat memory.max pids.max cpu.max hugetlb.2MB.max; cat /proc/self/oom_score_adj", "33554432\n40\n150500 100000\n0\n900",
+			"limits", ownGroup + "cat memory.max pids.max cpu.max; cat /proc/self/oom_score_adj", "33554432\n40\n150500 100000\n900",
 			func(s *engine.AppSpec) {
-				s.Resources = pod.Resources{
-					Memory: 32 << 20, Pids: 40, CPUQuota: 150500, CPUPeriod: 100000, OOMScoreAdj: 900,
-					Hugepages: []pod.HugepageLimit{{PageSize: "2MB"}},
-				}
+				s.Resources = pod.Resources{Memory: 32 << 20, Pids: 40, CPUQuota: 150500, CPUPeriod: 100000, OOMScoreAdj: 900}
 			},
 		},
+		{"huge pages", ownGroup + "cat hugetlb.2MB.max", "0", func(s *engine.AppSpec) {
+			s.Resources.Hugepages = []pod.HugepageLimit{{PageSize: "2MB"}}
+		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			ask := test.ask
 			if ask == nil {
 				ask = func(*engine.AppSpec) {}
 			}
+			if slices.Contains(refused, test.name) {
+				spec := appSpec("refused")
+				ask(&spec)
+				if _, err := n.CreateApp(t.Context(), p.ID, spec); !errors.Is(err, pod.ErrUnsupported) {
+					t.Errorf("created with %v", err)
+				}
+				return
+			}
 			sameText(t, printed(t, n, p, test.script, with(ask)), test.want)
 		})
 	}
 }
 
-// TestOCIExecThroughEngine checks that an exec is as the app is, and not as the
-// program that spawned it.
-func TestExecThroughEngine(t *testing.T) {
-	guard(t)
-	onEach(t, execThroughEngine)
-}
-
-func execThroughEngine(t *testing.T, n *node.Node, isolated podOption) {
-	p := newPod(t, n, isolated)
+// execThroughEngine checks that an exec is as the app is, and not as the program that
+// spawned it.
+func execThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
 	a := newApp(t, n, p, command("sleep", "1000"), with(func(s *engine.AppSpec) {
 		s.User, s.Group, s.WorkDir, s.Env = "1000", "1000", "/tmp", []string{"A=1"}
 		s.Security.DropCaps, s.Security.NoNewPrivileges = []string{"ALL"}, true
@@ -153,26 +164,14 @@ func execThroughEngine(t *testing.T, n *node.Node, isolated podOption) {
 	sameText(t, out, "tty\r\nxterm\r\n")
 }
 
-func TestTerminalThroughEngine(t *testing.T) {
-	guard(t)
-	onEach(t, terminalThroughEngine)
-}
-
-func terminalThroughEngine(t *testing.T, n *node.Node, isolated podOption) {
-	p := newPod(t, n, isolated)
+func terminalThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
 	got := printed(t, n, p, `test -t 0 && test -t 1 && echo tty; echo $TERM; tty; stat -c %t:%T /dev/console`, with(func(s *engine.AppSpec) { s.TTY = true }))
 	if lines := strings.Fields(strings.ReplaceAll(got, "\r", "")); len(lines) != 4 || lines[0] != "tty" || lines[1] != "xterm" || !strings.HasPrefix(lines[2], "/dev/") {
 		t.Errorf("with a terminal: %q", got)
 	}
 }
 
-func TestUpdateThroughEngine(t *testing.T) {
-	guard(t)
-	onEach(t, updateThroughEngine)
-}
-
-func updateThroughEngine(t *testing.T, n *node.Node, isolated podOption) {
-	p := newPod(t, n, isolated)
+func updateThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
 	a := newApp(t, n, p, command("sleep", "1000"), limits(pod.Resources{Memory: 32 << 20, CPUQuota: 100000, CPUPeriod: 100000}))
 	start(t, n, a)
 	if err := n.UpdateApp(t.Context(), a.ID, pod.Resources{Memory: 48 << 20, CPUQuota: 151234, CPUShares: 2048}); err != nil {
@@ -185,13 +184,7 @@ func updateThroughEngine(t *testing.T, n *node.Node, isolated podOption) {
 	}
 }
 
-func TestProfilesThroughEngine(t *testing.T) {
-	guard(t)
-	onEach(t, profilesThroughEngine)
-}
-
-func profilesThroughEngine(t *testing.T, n *node.Node, isolated podOption) {
-	p := newPod(t, n, isolated)
+func profilesThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
 	file := filepath.Join(t.TempDir(), "p.json")
 	if err := os.WriteFile(file, []byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`), 0o600); err != nil {
 		t.Fatal(err)
