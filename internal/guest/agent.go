@@ -255,7 +255,7 @@ func (a *Agent) Forget(_ context.Context, r *guestpb.ForgetRequest) (*guestpb.Fo
 		p.drop()
 	}
 	err := a.groups.remove(r.Ref.App)
-	return &guestpb.ForgetResponse{}, errors.Join(err, os.RemoveAll(filepath.Join(Scratch, r.Ref.App)))
+	return &guestpb.ForgetResponse{}, errors.Join(err, os.RemoveAll(filepath.Join(Scratch, r.Ref.App)), unshare(r.Ref.App))
 }
 
 func (a *Agent) forgetExec(r *guestpb.Ref) error {

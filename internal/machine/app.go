@@ -79,8 +79,15 @@ func EndApp(ctx context.Context, dir string) error {
 	if err := initproc.Ended(dir, exitOf(end)); err != nil {
 		return err
 	}
-	_, err = c.Forget(ctx, &guestpb.ForgetRequest{Ref: ref})
-	return err
+	return a.forget(ctx, c)
+}
+
+// forget takes away what is left of an app whose end is on record.
+func (a App) forget(ctx context.Context, c *Client) error {
+	if _, err := c.Forget(ctx, &guestpb.ForgetRequest{Ref: &guestpb.Ref{App: a.ID}}); err != nil {
+		return fmt.Errorf("have the machine forget the app: %w", err)
+	}
+	return unshare(a.Shares)
 }
 
 func readJSON(path string, v any) error {
@@ -160,7 +167,7 @@ func (p *proxy) attend(ctx context.Context) error {
 	}
 	var said sync.WaitGroup
 	var errs [2]error
-	for i := range errs {
+	for i := range p.outputs() {
 		said.Go(func() { errs[i] = p.hear(ctx, uint32(i+1), p.stdio[i+1]) })
 	}
 	end, err := p.client.Wait(ctx, &guestpb.WaitRequest{Ref: p.ref})
@@ -174,8 +181,15 @@ func (p *proxy) attend(ctx context.Context) error {
 	if err := initproc.Ended(p.dir, exitOf(end)); err != nil {
 		return err
 	}
-	_, err = p.client.Forget(ctx, &guestpb.ForgetRequest{Ref: p.ref})
-	return err
+	return p.app.forget(ctx, p.client)
+}
+
+// outputs is how many there are: a terminal is one.
+func (p *proxy) outputs() int {
+	if p.master != nil {
+		return 1
+	}
+	return 2
 }
 
 func exitOf(end *guestpb.WaitResponse) pod.Exit {

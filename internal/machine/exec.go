@@ -57,7 +57,7 @@ func (p *proxy) follow(ctx context.Context) (int, error) {
 	p.resize(ctx)
 	var said sync.WaitGroup
 	var errs [2]error
-	for i := range errs {
+	for i := range p.outputs() {
 		said.Go(func() { errs[i] = p.hear(ctx, uint32(i+1), p.stdio[i+1]) })
 	}
 	end, err := p.client.Wait(ctx, &guestpb.WaitRequest{Ref: p.ref, Kill: true})

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,9 +16,11 @@ type Share struct {
 	// Sub is a part of Source, an image's tree: links on the way to it are the image's.
 	Sub string `json:"sub,omitempty"`
 	// Target is where it is mounted, below the pod's share.
-	Target    string `json:"target"`
-	ReadOnly  bool   `json:"readOnly,omitempty"`
-	Recursive bool   `json:"recursive,omitempty"`
+	Target   string `json:"target"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+	// Recursive takes what is mounted below along, and AllReadOnly makes that read-only too.
+	Recursive   bool `json:"recursive,omitempty"`
+	AllReadOnly bool `json:"allReadOnly,omitempty"`
 }
 
 // mount makes it visible. It is none the second time.
@@ -34,27 +37,55 @@ func (s Share) mount() error {
 		return err
 	}
 	clone := uint(unix.AT_EMPTY_PATH | unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	var below uint
 	if s.Recursive {
 		clone |= unix.AT_RECURSIVE
-		below = unix.AT_RECURSIVE
 	}
 	tree, err := unix.OpenTree(source, "", clone)
 	if err != nil {
 		return fmt.Errorf("clone: %w", err)
 	}
 	defer unix.Close(tree)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_SLAVE}
-	if s.ReadOnly {
-		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
-	}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|below, &attr); err != nil {
+	if err := s.restrict(tree); err != nil {
 		return fmt.Errorf("set attributes: %w", err)
 	}
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, s.Target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
 	return nil
+}
+
+// unshare takes what an app saw of the host out of the pod's share, so that it can be
+// unmounted where it is from. Call it when the machine has forgotten the app.
+func unshare(shares []Share) error {
+	var errs []error
+	for _, s := range shares {
+		err := unix.Unmount(s.Target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", s.Target, err))
+			continue
+		}
+		if err := os.Remove(s.Target); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) == 0 && len(shares) > 0 {
+		if err := os.Remove(filepath.Dir(shares[0].Target)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// restrict sets what holds for all that is mounted, and what for its root alone.
+func (s Share) restrict(tree int) error {
+	all := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_SLAVE}
+	if s.AllReadOnly {
+		all.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &all); err != nil || !s.ReadOnly {
+		return err
+	}
+	return unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 }
 
 func (s Share) open() (int, error) {

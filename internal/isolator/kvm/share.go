@@ -85,7 +85,10 @@ func (t *translation) mount(m initproc.Mount, d isolator.Dirs) (initproc.Mount, 
 	case ofKernel(m.Source):
 		return m, fmt.Errorf("%s of the host: %w by this isolator", m.Source, pod.ErrUnsupported)
 	}
-	m.Source = t.add(machine.Share{Source: m.Source, Sub: m.Sub, ReadOnly: m.ReadOnly, Recursive: m.Recursive})
+	m.Source = t.add(machine.Share{Source: m.Source, Sub: m.Sub, ReadOnly: m.ReadOnly, Recursive: m.Recursive, AllReadOnly: m.AllReadOnly})
+	// In the machine what is mounted below comes when somebody goes there, and is as its
+	// parent is. So only the host can tell the parent's being read-only from its own.
+	m.ReadOnly = m.AllReadOnly
 	m.Sub, m.Propagation = "", string(pod.PropagationSlave)
 	return m, nil
 }
