@@ -141,6 +141,9 @@ func handlers(features []engine.IsolatorFeatures) []criserver.Handler {
 		if slices.ContainsFunc(out, func(h criserver.Handler) bool { return h.Name == f.Name }) {
 			continue // a file that cannot be used, because it has that name
 		}
+		if f.Off {
+			continue
+		}
 		out = append(out, criserver.Handler{
 			Name: f.Name, RecursiveReadOnly: f.Features.RecursiveReadOnlyMounts, UserNamespaces: f.Features.UserNamespaces,
 		})

@@ -52,6 +52,8 @@ func (f *fakeEngine) Features() []engine.IsolatorFeatures {
 		{Name: "oci", Isolator: "oci", Features: all},
 		{Name: "bare", Isolator: "bare", Features: isolator.Features{HostNetwork: true, TTY: true}, Source: "/etc/gantry/isolators/bare"},
 		{Name: "bad", Isolator: "bad", Source: "/etc/gantry/isolators/bad", Broken: errors.New("isolator bad: features: sorry")},
+		{Name: "kvm", Isolator: "kvm", Features: isolator.Features{Isolation: isolator.IsolationMachine}, Off: true, Broken: errors.New("switched off")},
+		{Name: "kata", Isolator: "kata", Features: isolator.Features{Isolation: isolator.IsolationMachine}, Broken: errors.New("no /dev/kvm")},
 		{Name: "runc", Isolator: "oci", Features: all},
 	}
 }

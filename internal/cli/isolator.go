@@ -65,6 +65,18 @@ func isolation(i isolator.Isolation) string {
 	}
 }
 
+// isolationOf is a word for how much one isolates that may not be usable.
+func isolationOf(f engine.IsolatorFeatures) string {
+	switch {
+	case f.Off:
+		return "off"
+	case f.Broken != nil:
+		return "broken"
+	default:
+		return isolation(f.Features.Isolation)
+	}
+}
+
 type isolatorListOptions struct {
 	format   format
 	noLegend bool
@@ -96,11 +108,11 @@ func (o *isolatorListOptions) run(ctx context.Context, env *Env, _ []string) err
 			if i == 0 {
 				usual = "yes"
 			}
+			lacking := strings.Join(lacks(f.Features), " ")
 			if f.Broken != nil {
-				t.row(f.Name, f.Isolator, "broken", usual, f.Source, "all: "+printable(f.Broken.Error()))
-				continue
+				lacking = "all: " + printable(f.Broken.Error())
 			}
-			t.row(f.Name, f.Isolator, isolation(f.Features.Isolation), usual, f.Source, strings.Join(lacks(f.Features), " "))
+			t.row(f.Name, f.Isolator, isolationOf(f), usual, f.Source, lacking)
 		}
 		return t.flush()
 	})
@@ -122,7 +134,10 @@ func isolatorsOut(all []engine.IsolatorFeatures) any {
 			Name: f.Name, Isolator: f.Isolator, Default: i == 0, Isolation: isolation(f.Features.Isolation), Features: map[string]bool{}, Source: f.Source,
 		}
 		if f.Broken != nil {
-			one.Isolation, one.Error = "", f.Broken.Error()
+			one.Error = f.Broken.Error()
+			if f.Source != "" { // its features are not known
+				one.Isolation = ""
+			}
 		}
 		for _, has := range features(f.Features) {
 			one.Features[has.name] = has.given

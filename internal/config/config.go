@@ -32,6 +32,12 @@ type Config struct {
 	IsolatorDirs    []string
 	WeakerSpaces    []string
 	WeakerLabels    []string
+	KVMMemory       int64
+	KVMOverhead     int64
+	KVMDisk         int64
+	KVMProcessors   int64
+	KVMBootTime     time.Duration
+	KVMEmulate      bool
 	OCIRuntime      []string
 	OCIRuntimes     []string
 	OCITimeout      time.Duration
@@ -65,6 +71,10 @@ func Default() Config {
 		LogLevel:         "info",
 		Isolator:         "oci",
 		IsolatorDirs:     []string{"/etc/gantry/isolators", "/usr/lib/gantry/isolators"},
+		KVMOverhead:      160 << 20,
+		KVMDisk:          10 << 30,
+		KVMProcessors:    1,
+		KVMBootTime:      30 * time.Second,
 		OCITimeout:       100 * time.Second,
 		DeviceSpecDirs:   []string{"/etc/cdi", "/var/run/cdi"},
 		StdioJournal:     true,
@@ -91,6 +101,14 @@ func (c *Config) Options() []Option {
 		{"isolator.dirs", "where isolators of third parties are; of two with one name the first counts", &listValue{&c.IsolatorDirs, absolute}},
 		{"isolator.weaker-namespaces", "pods of these namespaces may choose an isolator that isolates less than the default one; * is all", &listValue{&c.WeakerSpaces, given}},
 		{"isolator.weaker-labels", "pods with one of these labels, NAME=VALUE, may do so too; who makes pods gives them labels", &listValue{&c.WeakerLabels, label}},
+
+		{"kvm.memory", "memory of a virtual machine whose pod has no limit; 0 switches the isolator kvm off", &numberValue{&c.KVMMemory, 0, 1 << 50, true}},
+		{"kvm.overhead", "what of a pod's memory its machine's kernel, emulator and file server take", &numberValue{&c.KVMOverhead, 0, 1 << 40, true}},
+		{"kvm.disk", "what the apps of a pod may write to their file systems; 0 leaves them the machine's memory to write to", &numberValue{&c.KVMDisk, 0, 1 << 50, true}},
+		{"kvm.processors", "processors of a virtual machine whose pod has no limit", &numberValue{&c.KVMProcessors, 1, 255, false}},
+		{"kvm.boot-time", "how long a virtual machine may take until it can run apps", &durationValue{&c.KVMBootTime, time.Second}},
+		{"kvm.emulate", "emulate the processors of virtual machines where there is no /dev/kvm: for tests, it is slow", &boolValue{&c.KVMEmulate}},
+
 		{"oci.runtime", "command line of the OCI runtime up to its subcommand; empty is crun with its cgroup manager switched off", &listValue{&c.OCIRuntime, anything}},
 		{"oci.runtimes", "further OCI runtimes, each an isolator of that name: NAME=PROGRAM [OPTION]..., or NAME:KIND=... with the kind crun, runc, runsc or youki where the program's name does not tell it", &runtimesValue{&c.OCIRuntimes}},
 		{"oci.timeout", "how long the OCI runtime may take to create or start an app; more than 100s is taken for 100s", &durationValue{&c.OCITimeout, time.Second}},

@@ -62,7 +62,7 @@ func (c *Config) Check() error {
 			errs = append(errs, take(name, "isolator.handlers"))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.checkKVM())...)
 }
 
 // runtimesValue is a list of runtimes. On a command line their options are blanks apart

@@ -61,6 +61,11 @@ func (e *Engine) choose(p *pod.Pod) (isolator.Isolator, error) {
 			return nil, fmt.Errorf("isolator %s (%s): %w", i.Name(), by, err)
 		}
 	}
+	if c, ok := chosen.(conditional); ok {
+		if err := c.Missing(); err != nil {
+			return nil, fmt.Errorf("isolator %s (%s): %w", name, by, err)
+		}
+	}
 	if chosen.Features().Isolation < usual.Features().Isolation && !e.weaker.Load().allows(p) {
 		return nil, fmt.Errorf("isolator %s (%s) isolates less than the node's default %s, and for pod %s/%s that is %w; the operator allows it by isolator.weaker-namespaces or isolator.weaker-labels",
 			name, by, usual.Name(), p.Namespace, p.Name, pod.ErrForbidden)
@@ -81,6 +86,15 @@ func usable(i isolator.Isolator) error {
 		return f.Usable()
 	}
 	return nil
+}
+
+// conditional is an isolator of this program that stands on what a machine may lack. What
+// it would do is known all the same.
+type conditional interface {
+	// Missing tells why it can make no pod, nil if it can.
+	Missing() error
+	// Off tells that the operator has not switched it on.
+	Off() bool
 }
 
 // isolatorOf is the isolator of a pod that there is. What a pod was made with may have
@@ -128,7 +142,12 @@ func ofStage1(image string) string {
 
 // isolatorNames are all names that choose an isolator.
 func (e *Engine) isolatorNames() []string {
-	names := slices.AppendSeq(slices.Collect(maps.Keys(e.iso)), maps.Keys(e.cfg.Handlers))
+	names := slices.Collect(maps.Keys(e.cfg.Handlers))
+	for name, iso := range e.iso {
+		if c, ok := iso.(conditional); !ok || !c.Off() {
+			names = append(names, name)
+		}
+	}
 	slices.Sort(names)
 	return names
 }

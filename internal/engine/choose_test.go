@@ -118,6 +118,69 @@ func TestWeakerChanges(t *testing.T) {
 	}
 }
 
+// lacking is an isolator of ours that the node may lack something for.
+type lacking struct {
+	likeness
+	off     bool
+	missing error
+}
+
+func (l *lacking) Off() bool      { return l.off }
+func (l *lacking) Missing() error { return l.missing }
+
+// TestIsolatorThatLacks: a pod that asks for it is told what, and the node is ready for all
+// others, whatever its default is. What was repaired works at once.
+func TestIsolatorThatLacks(t *testing.T) {
+	t.Parallel()
+	for _, usual := range []string{"oci", "vm"} {
+		cfg := newBench(t, false, nil).cfg
+		oci := cfg.Isolators[0]
+		vm := &lacking{likeness{oci, "vm", isolator.IsolationMachine}, false, errors.Join(errors.New("there is no /dev/kvm"), pod.ErrUnavailable)}
+		cfg.Isolators, cfg.Isolator, cfg.Weaker = []isolator.Isolator{oci, vm}, usual, Weaker{Namespaces: []string{"system"}}
+		e, err := New(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { e.Close() })
+		if _, err := e.choose(&pod.Pod{Handler: "vm"}); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "isolator vm (by its handler): there is no /dev/kvm") {
+			t.Errorf("%s: %v", usual, err)
+		}
+		if got, err := e.choose(&pod.Pod{Handler: "oci", Namespace: "system"}); err != nil || got.Name() != "oci" {
+			t.Errorf("%s: another isolator: %v, %v", usual, got, err)
+		}
+		// That it works not is no permission.
+		if _, err := e.choose(&pod.Pod{Handler: "oci", Namespace: "shop"}); (err != nil) != (usual == "vm") {
+			t.Errorf("%s: a weaker one: %v", usual, err)
+		}
+		vm.missing = nil
+		if _, err := e.choose(&pod.Pod{Handler: "vm"}); err != nil {
+			t.Errorf("%s: repaired: %v", usual, err)
+		}
+	}
+}
+
+// TestIsolatorThatIsOff: it is listed as that, and is none of those that a pod can have.
+func TestIsolatorThatIsOff(t *testing.T) {
+	t.Parallel()
+	cfg := newBench(t, false, nil).cfg
+	cfg.Isolators = append(cfg.Isolators, &lacking{likeness{cfg.Isolators[0], "vm", isolator.IsolationMachine}, true, errors.New("switched off")})
+	e, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	if _, err := e.choose(&pod.Pod{Handler: "no"}); err == nil || strings.Contains(err.Error(), "vm") {
+		t.Errorf("what this node has: %v", err)
+	}
+	if _, err := e.choose(&pod.Pod{Handler: "vm"}); err == nil || !strings.Contains(err.Error(), "switched off") {
+		t.Errorf("a pod that asks for it: %v", err)
+	}
+	all := e.Features()
+	if last := all[len(all)-1]; last.Name != "vm" || !last.Off || last.Broken == nil || last.Features.Isolation != isolator.IsolationMachine {
+		t.Errorf("listed as %+v", last)
+	}
+}
+
 // TestShareHost: a record says what a pod gets, not what it asked for.
 func TestShareHost(t *testing.T) {
 	t.Parallel()

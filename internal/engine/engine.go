@@ -221,10 +221,13 @@ func (e *Engine) Features() []IsolatorFeatures {
 func featuresOf(name string, i isolator.Isolator) IsolatorFeatures {
 	out := IsolatorFeatures{Name: name, Isolator: i.Name()}
 	if f, ok := i.(foreign); ok {
-		out.Source, out.Broken = f.Source(), f.Usable()
+		if out.Source, out.Broken = f.Source(), f.Usable(); out.Broken != nil {
+			return out
+		}
 	}
-	if out.Broken == nil {
-		out.Features = i.Features()
+	out.Features = i.Features()
+	if c, ok := i.(conditional); ok {
+		out.Off, out.Broken = c.Off(), c.Missing()
 	}
 	return out
 }
@@ -236,8 +239,11 @@ type IsolatorFeatures struct {
 	Features isolator.Features
 	// Source is the file that it is; "" for one of this program.
 	Source string
-	// Broken tells why it cannot be used, nil if it can.
+	// Broken tells why it cannot be used, nil if it can. If it is a file, its features are not
+	// known then.
 	Broken error
+	// Off tells that the operator has not switched it on.
+	Off bool
 }
 
 func (e *Engine) runDir(id pod.ID) string { return podRunDir(e.cfg.Run, id) }

@@ -2,6 +2,7 @@
 // boots, and the proxies that stand for its apps and their execs among the host's
 // processes.
 //
+//	needs.go    what the node has to have for all that
 //	prepare.go  the share, the writable disk, what the machine is to be
 //	boot.go     what a machine boots
 //	network.go  the way from the pod's interface into the machine

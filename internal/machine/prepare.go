@@ -88,12 +88,12 @@ func makeDisk(ctx context.Context, path string, size int64) error {
 	}
 	// What is not written yet is made by the machine, when it is idle; a journal would be
 	// for a machine that comes again, and this one does not.
-	cmd := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", tmp)
+	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", tmp)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
-			return fmt.Errorf("mkfs.ext4 is missing, install e2fsprogs: %w", pod.ErrUnsupported)
+			return fmt.Errorf("%s is missing, install e2fsprogs: %w", mkfs, pod.ErrUnavailable)
 		}
-		return fmt.Errorf("mkfs.ext4: %w: %s", err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("%s: %w: %s", mkfs, err, strings.TrimSpace(string(out)))
 	}
 	return os.Rename(tmp, path)
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"strings"
+	"time"
 
 	"gantry/internal/config"
 	"gantry/internal/engine"
@@ -22,7 +23,11 @@ func FromConfig(c config.Config) Options {
 		}
 	}
 	return Options{
-		Isolator:        c.Isolator,
+		Isolator: c.Isolator,
+		Machines: Machines{
+			Emulate: c.KVMEmulate, Memory: c.KVMMemory, Overhead: c.KVMOverhead, Disk: c.KVMDisk,
+			CPUs: int(c.KVMProcessors), BootSeconds: int((c.KVMBootTime + time.Second - 1) / time.Second),
+		},
 		Runtime:         c.OCIRuntime,
 		Runtimes:        runtimes,
 		RuntimeTimeout:  c.OCITimeout,

@@ -17,7 +17,7 @@ import (
 // Guest is the program that runs in virtual machines, and stands for what runs there.
 const Guest = "/usr/libexec/gantry/gantry-guest"
 
-// Machines are what an operator may say of virtual machines.
+// Machines are what an operator may say of virtual machines. Without Memory there are none.
 type Machines struct {
 	Emulate                bool
 	Memory, Overhead, Disk int64
@@ -40,9 +40,14 @@ func (o Options) machines() (*kvm.KVM, error) {
 	boot := machine.Boot{Guest: Guest, Modules: "/lib/modules/" + release, Load: modules[:]}
 	boot.Initramfs = filepath.Join(o.Root, "boot", bootKey(boot))
 	m := o.Machines
+	needs := machine.Needs{
+		Emulator: "/usr/bin/qemu-system-x86_64", FileServer: "/usr/libexec/virtiofsd", Kernel: "/boot/vmlinuz-" + release, Boot: boot,
+		Disk: m.Disk > 0, Emulate: m.Emulate,
+	}
 	return kvm.New(kvm.Config{
-		Init: Init, Guest: Guest, StdioSocket: stdio.Socket, Emulator: "/usr/bin/qemu-system-x86_64", FileServer: "/usr/libexec/virtiofsd",
-		Kernel: "/boot/vmlinuz-" + release, Boot: boot, Emulate: m.Emulate, Memory: m.Memory, Overhead: m.Overhead, CPUs: m.CPUs, Disk: m.Disk, BootTime: m.BootSeconds,
+		Init: Init, Guest: Guest, StdioSocket: stdio.Socket, Emulator: needs.Emulator, FileServer: needs.FileServer,
+		Kernel: needs.Kernel, Boot: boot, Emulate: m.Emulate, Memory: m.Memory, Overhead: m.Overhead, CPUs: m.CPUs, Disk: m.Disk, BootTime: m.BootSeconds,
+		Lacks: needs.Check,
 	})
 }
 

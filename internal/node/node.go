@@ -94,13 +94,11 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.Machines.Memory > 0 {
-		machines, err := o.machines()
-		if err != nil {
-			return nil, err
-		}
-		isolators = append(isolators, machines)
+	machines, err := o.machines()
+	if err != nil {
+		return nil, err
 	}
+	isolators = append(isolators, machines)
 	others, err := thirdParties(o, external.Config{Init: Init, StdioSocket: stdio.Socket, AppArmorDefault: profile, SELinux: labels})
 	if err != nil {
 		return nil, err

@@ -40,8 +40,9 @@ type Config struct {
 	Boot   machine.Boot
 	// Emulate has the machine's processors emulated, where there is no /dev/kvm.
 	Emulate bool
-	// Memory is what a machine has whose pod has no limit; Overhead what of a pod's limit
-	// its kernel, the emulator and the file server take. In bytes.
+	// Memory is what a machine has whose pod has no limit, and 0 if no machine is to be made;
+	// Overhead what of a pod's limit its kernel, the emulator and the file server take. In
+	// bytes.
 	Memory, Overhead int64
 	// CPUs is how many processors a machine has whose pod has no limit.
 	CPUs int
@@ -51,6 +52,8 @@ type Config struct {
 	BootTime int
 	// Arch is the machine's architecture, in Go's words; "" is this program's.
 	Arch string
+	// Lacks tells what the node lacks for machines, nil if nothing; without it nobody asks.
+	Lacks func() error
 }
 
 // KVM is the isolator.
@@ -85,6 +88,23 @@ func features() isolator.Features {
 		Isolation: isolator.IsolationMachine, PodNetwork: true,
 		RecursiveReadOnlyMounts: true, ImageVolumes: true, MountOptions: true, TTY: true,
 	}
+}
+
+// Off tells that the operator wants no machines.
+func (k *KVM) Off() bool { return k.cfg.Memory == 0 }
+
+// Missing tells why no machine can be made now, nil if one can. Those that there are run on.
+func (k *KVM) Missing() error {
+	if k.Off() {
+		return fmt.Errorf("switched off; kvm.memory in the configuration switches it on: %w", pod.ErrUnavailable)
+	}
+	if k.cfg.Lacks == nil {
+		return nil
+	}
+	if err := k.cfg.Lacks(); err != nil {
+		return fmt.Errorf("%w: %w", err, pod.ErrUnavailable)
+	}
+	return nil
 }
 
 // Sandbox plans a pod and its machine.

@@ -1,0 +1,35 @@
+package node
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"gantry/internal/config"
+	"gantry/internal/pod"
+)
+
+// TestMachinesOfTheConfiguration: what an operator says of machines arrives.
+func TestMachinesOfTheConfiguration(t *testing.T) {
+	t.Parallel()
+	c := config.Default()
+	k, err := FromConfig(c).machines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Missing(); !k.Off() || !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "kvm.memory in the configuration switches it on") {
+		t.Errorf("by default: %v, %v", k.Off(), err)
+	}
+	c.KVMMemory, c.KVMBootTime, c.KVMEmulate = 256<<20, 1500*1e6, true
+	o := FromConfig(c)
+	if want := (Machines{Emulate: true, Memory: 256 << 20, Overhead: 160 << 20, Disk: 10 << 30, CPUs: 1, BootSeconds: 2}); o.Machines != want {
+		t.Errorf("%+v, want %+v", o.Machines, want)
+	}
+	if k, err = o.machines(); err != nil || k.Off() {
+		t.Errorf("switched on: %v, %v", k.Off(), err)
+	}
+	// Gantry's own program is where no test puts it.
+	if err := k.Missing(); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "this node lacks ") {
+		t.Errorf("without what it needs: %v", err)
+	}
+}
