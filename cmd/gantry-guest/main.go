@@ -21,8 +21,8 @@ var version = "unknown"
 const usage = `gantry-guest is run by systemd, around virtual machines of Gantry:
 
   gantry-guest prepare PODDIR      makes what the machine needs
-  gantry-guest await-socket PATH   waits until somebody listens there
-  gantry-guest await CID SECONDS   waits until the machine's agent answers
+  gantry-guest await-socket PODDIR   waits until the file server listens
+  gantry-guest await PODDIR SECONDS   waits until the machine's agent answers
   gantry-guest release PODDIR      takes off the host what the machine shared
   gantry-guest app APPDIR          runs an app in the machine, and stands for it
   gantry-guest ended APPDIR        ends the app that such a process stood for
@@ -53,15 +53,15 @@ func main() {
 func run(ctx context.Context, args []string) (code int, err error) {
 	switch {
 	case len(args) == 2 && args[0] == "prepare":
-		return 0, machine.Prepare(ctx, args[1])
+		return 0, told(ctx, args[1], machine.Prepare(ctx, args[1]))
 	case len(args) == 2 && args[0] == "await-socket":
-		ctx, cancel := context.WithTimeout(ctx, socketTime)
+		bounded, cancel := context.WithTimeout(ctx, socketTime)
 		defer cancel()
-		return 0, machine.AwaitSocket(ctx, args[1])
+		return 0, told(ctx, args[1], machine.AwaitSocket(bounded, args[1], mainPID()))
 	case len(args) == 2 && args[0] == "release":
 		return 0, machine.Release(args[1])
 	case len(args) == 3 && args[0] == "await":
-		return 0, await(ctx, args[1], args[2])
+		return 0, told(ctx, args[1], await(ctx, args[1], args[2]))
 	case len(args) == 2 && args[0] == "app":
 		return 0, machine.RunApp(ctx, args[1])
 	case len(args) == 2 && args[0] == "ended":
@@ -77,18 +77,29 @@ func run(ctx context.Context, args []string) (code int, err error) {
 // socketTime is how long a program may take to listen.
 const socketTime = 20 * time.Second
 
-func await(ctx context.Context, cid, seconds string) error {
-	address, err := strconv.ParseUint(cid, 10, 32)
-	if err != nil {
-		return errUsage
+// told leaves an error of a machine's start where the engine finds it.
+func told(ctx context.Context, podDir string, err error) error {
+	if err == nil {
+		return nil
 	}
+	return machine.NotUp(ctx, podDir, err)
+}
+
+// mainPID is the main process of the unit that we run for, 0 if nobody says.
+func mainPID() int {
+	pid, err := strconv.Atoi(os.Getenv("MAINPID"))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+func await(ctx context.Context, podDir, seconds string) error {
 	patience, err := strconv.Atoi(seconds)
 	if err != nil {
 		return errUsage
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(patience)*time.Second)
-	defer cancel()
-	info, err := machine.Await(ctx, uint32(address))
+	info, err := machine.Await(ctx, podDir, mainPID(), time.Duration(patience)*time.Second)
 	if err != nil {
 		return err
 	}

@@ -226,7 +226,17 @@ func (m *making) operation() operation {
 // startLate starts what needs the pod's network. It stops with the pod's unit.
 func (m *making) startLate(ctx context.Context) error {
 	last := len(m.plan.Late) - 1
-	return m.e.cfg.Systemd.Launch(ctx, m.plan.Late[last], m.plan.Late[:last]...)
+	err := m.e.cfg.Systemd.Launch(ctx, m.plan.Late[last], m.plan.Late[:last]...)
+	var job *systemd.JobError
+	if !errors.As(err, &job) {
+		return err
+	}
+	if iso, ok := m.e.iso[m.p.Isolator].(lateIsolator); ok {
+		if why, readErr := os.ReadFile(iso.LateError(m.e.dirs(m.p.ID, ""))); readErr == nil {
+			return fmt.Errorf("%s: %w (%w)", why, pod.ErrUnavailable, err)
+		}
+	}
+	return fmt.Errorf("%w: %w", pod.ErrUnavailable, err)
 }
 
 func (m *making) stopLate(ctx context.Context) error {
@@ -238,9 +248,17 @@ func (m *making) stopLate(ctx context.Context) error {
 	return m.e.stopUnits(ctx, names)
 }
 
+// lateIsolator is one whose pods have late units.
+type lateIsolator interface {
+	// LateUnits are the names of those that a pod has, the last one first.
+	LateUnits(id pod.ID) []string
+	// LateError is the file in which they say why they did not come up.
+	LateError(d isolator.Dirs) string
+}
+
 // lateUnits are those of a pod that there is, the last one first.
 func (e *Engine) lateUnits(p *pod.Pod) []string {
-	if iso, ok := e.iso[p.Isolator].(interface{ LateUnits(id pod.ID) []string }); ok {
+	if iso, ok := e.iso[p.Isolator].(lateIsolator); ok {
 		return iso.LateUnits(p.ID)
 	}
 	return nil

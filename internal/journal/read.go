@@ -74,6 +74,16 @@ func Read(ctx context.Context, q Query, fn func(Entry) error) error {
 	return nil
 }
 
+// Sync waits until all that was written before can be read.
+func Sync(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, "journalctl", "--sync", "--quiet").CombinedOutput()
+	if err != nil {
+		text, _, _ := strings.Cut(string(out), "\n")
+		return fmt.Errorf("sync journal: %w: %s", err, text)
+	}
+	return nil
+}
+
 // args is the command line of journalctl.
 func (q Query) args() ([]string, error) {
 	args := []string{"--output=export", "--quiet", "--no-pager", "--all"}

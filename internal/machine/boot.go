@@ -6,14 +6,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"gantry/internal/disk"
 	"gantry/internal/initramfs"
 )
 
-// ensure makes the initramfs, unless it is there or another makes it meanwhile.
+// ensure makes the initramfs, unless it is there or another makes it meanwhile. It notes
+// that it is in use.
 func (b Boot) ensure(ctx context.Context) error {
-	if disk.Exists(b.Initramfs) {
+	now := time.Now()
+	if os.Chtimes(b.Initramfs, now, now) == nil {
 		return nil
 	}
 	dir := filepath.Dir(b.Initramfs)
@@ -24,10 +27,36 @@ func (b Boot) ensure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !disk.Exists(b.Initramfs) {
+	if err = sweep(dir, now.Add(-unused)); err == nil && !disk.Exists(b.Initramfs) {
 		err = b.make()
 	}
 	return errors.Join(err, lock.Unlock())
+}
+
+// unused is how long nothing was booted with an initramfs that is taken away when another
+// is made: a machine may be about to read it. Nothing takes as long to make.
+const unused = time.Hour
+
+// sweep takes away what was made of kernels and agents that are gone, and what was never
+// finished.
+func sweep(dir string, before time.Time) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err == nil && info.Mode().IsRegular() && info.ModTime().Before(before) {
+			err = os.Remove(filepath.Join(dir, e.Name()))
+		}
+		if err != nil {
+			return fmt.Errorf("take away what is not used: %w", err)
+		}
+	}
+	return nil
 }
 
 func (b Boot) make() error {

@@ -2,9 +2,9 @@ package machine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -39,22 +39,29 @@ func NewClient(conn net.Conn) *Client {
 // Close ends the connection.
 func (c *Client) Close() error { return c.ttrpc.Close() }
 
-// Await waits until the agent of a machine answers: it boots meanwhile.
-func Await(ctx context.Context, cid uint32) (*guestpb.InfoResponse, error) {
+// Await waits until the agent of a pod's machine answers: it boots meanwhile. pid is the
+// emulator's process.
+func Await(ctx context.Context, podDir string, pid int, patience time.Duration) (*guestpb.InfoResponse, error) {
+	var plan Plan
+	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err != nil {
+		return nil, fmt.Errorf("boot the machine: read plan: %w", err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("its agent does not answer within %s (kvm.boot-time)", patience))
+	defer cancel()
+	ctx, stop := whileRuns(ctx, pid)
+	defer stop()
 	const often = 20 * time.Millisecond
 	tick := time.NewTicker(often)
 	defer tick.Stop()
-	var why error
 	for {
-		info, err := ask(ctx, cid)
+		info, err := ask(ctx, plan.CID)
 		if err == nil {
 			return info, nil
 		}
-		why = err
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for the machine's agent: %w", errors.Join(context.Cause(ctx), why))
+			return nil, fmt.Errorf("boot the machine: %w (%w)", context.Cause(ctx), err)
 		}
 	}
 }

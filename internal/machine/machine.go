@@ -4,6 +4,7 @@
 //
 //	needs.go    what the node has to have for all that
 //	prepare.go  the share, the writable disk, what the machine is to be
+//	failed.go   why a machine does not come up
 //	boot.go     what a machine boots
 //	network.go  the way from the pod's interface into the machine
 //	client.go   calls of the agent

@@ -26,6 +26,9 @@ func Prepare(ctx context.Context, podDir string) error {
 	if err != nil {
 		return fmt.Errorf("prepare machine: read plan: %w", err)
 	}
+	if err := os.Remove(filepath.Join(podDir, ErrorFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("prepare machine: %w", err)
+	}
 	if err := plan.Boot.ensure(ctx); err != nil {
 		return fmt.Errorf("prepare machine: what it boots: %w", err)
 	}
@@ -124,8 +127,15 @@ func Release(podDir string) error {
 	return nil
 }
 
-// AwaitSocket waits until somebody listens at a socket.
-func AwaitSocket(ctx context.Context, path string) error {
+// AwaitSocket waits until the file server of a pod's machine listens. pid is its process.
+func AwaitSocket(ctx context.Context, podDir string, pid int) error {
+	var plan Plan
+	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err != nil {
+		return fmt.Errorf("start the file server: read plan: %w", err)
+	}
+	path := filepath.Join(plan.Run, SocketFile)
+	ctx, stop := whileRuns(ctx, pid)
+	defer stop()
 	const often = 5 * time.Millisecond
 	tick := time.NewTicker(often)
 	defer tick.Stop()
@@ -136,7 +146,7 @@ func AwaitSocket(ctx context.Context, path string) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w", path, context.Cause(ctx))
+			return fmt.Errorf("start the file server: wait until it listens: %w", context.Cause(ctx))
 		}
 	}
 }

@@ -132,6 +132,9 @@ func (k *KVM) LateUnits(id pod.ID) []string {
 	return []string{unit.Machine(string(id)), unit.FileServer(string(id))}
 }
 
+// LateError is the file that tells why they did not come up.
+func (k *KVM) LateError(d isolator.Dirs) string { return path.Join(d.Pod, machine.ErrorFile) }
+
 // shmSize is what /dev/shm of a pod may hold, as with other isolators.
 const shmSize = 64 << 20
 

@@ -87,7 +87,7 @@ func (k *KVM) server(in isolator.Sandbox) unit.Unit {
 		unit.Property{Name: "ExecStart", Value: unit.Commands{{Path: k.cfg.FileServer, Args: []string{
 			k.cfg.FileServer, "--socket-path=" + socket, "--shared-dir=" + share(in.Dir), "--announce-submounts", "--cache=auto", "--sandbox=namespace", "--log-level=warn",
 		}}}},
-		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await-socket", socket)}},
+		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await-socket", in.Dir.Pod)}},
 		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.run("release", in.Dir.Pod)}},
 		unit.Property{Name: "LimitNOFILE", Value: unit.Uint64(1 << 20)},
 	)}
@@ -103,7 +103,7 @@ func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
 		unit.Property{Name: "Type", Value: unit.String("exec")},
 		unit.Property{Name: "NetworkNamespacePath", Value: unit.String(path.Join(in.Dir.Run, recipe.NetPin))},
 		unit.Property{Name: "ExecStart", Value: unit.Commands{{Path: k.cfg.Emulator, Args: append([]string{k.cfg.Emulator}, k.arguments(in, s, cid)...)}}},
-		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await", strconv.FormatUint(uint64(cid), 10), strconv.Itoa(k.cfg.BootTime))}},
+		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await", in.Dir.Pod, strconv.Itoa(k.cfg.BootTime))}},
 		unit.Property{Name: "ExecStopPost", Value: unit.Commands{{Path: systemctl, Args: []string{systemctl, "--no-block", "stop", unit.Pod(id)}, IgnoreFailure: true}}},
 		unit.Property{Name: "TimeoutStartUSec", Value: unit.Duration(time.Duration(k.cfg.BootTime+bootMargin) * time.Second)},
 		unit.Property{Name: "LimitMEMLOCK", Value: unit.Infinity},

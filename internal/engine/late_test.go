@@ -1,0 +1,71 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gantry/internal/isolator"
+	"gantry/internal/pod"
+	"gantry/internal/systemd/systemdtest"
+	"gantry/internal/unit"
+)
+
+// belated is an isolator whose pods have a late unit.
+type belated struct{ isolator.Isolator }
+
+func (b belated) Name() string { return "late" }
+
+func (b belated) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
+	plan, err := b.Isolator.Sandbox(in)
+	plan.Late = []unit.Unit{{Name: unit.Machine(string(in.Pod.ID)), Properties: []unit.Property{
+		{Name: "Type", Value: unit.String("oneshot")},
+		{Name: "ExecStart", Value: unit.Commands{{Path: "/machine", Args: []string{"/machine", in.Dir.Pod}}}},
+	}}}
+	return plan, err
+}
+
+func (b belated) LateUnits(id pod.ID) []string            { return []string{unit.Machine(string(id))} }
+func (b belated) LateError(d isolator.Dirs) string        { return filepath.Join(d.Pod, "why") }
+func (b belated) Cleanup(context.Context, *pod.Pod) error { return nil }
+
+// TestLateUnitThatFails: the pod's error is what the unit said, and nothing is left.
+func TestLateUnitThatFails(t *testing.T) {
+	t.Parallel()
+	for name, says := range map[string]string{"": "job of gantry-machine-", "says why": "boot the machine: Kernel panic"} {
+		b := newBench(t, true, nil)
+		cfg := b.cfg
+		pid1 := systemdtest.New(func(_ context.Context, p systemdtest.Process) systemdtest.Exit {
+			if p.Args[0] != "/machine" {
+				return systemdtest.Exit{}
+			}
+			if name != "" {
+				b.put(filepath.Join(p.Args[1], "why"), "boot the machine: Kernel panic")
+			}
+			return systemdtest.Exit{Code: 1}
+		})
+		t.Cleanup(func() { pid1.Close() })
+		cfg.Systemd = pid1
+		cfg.Isolators, cfg.Isolator = []isolator.Isolator{belated{cfg.Isolators[0]}}, "late"
+		e, err := New(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { e.Close() })
+		if err := e.Watch(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		_, err = e.CreatePod(t.Context(), hostPod("late"))
+		if !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "create pod: late units: ") || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v", name, err)
+		}
+		left, err := os.ReadDir(filepath.Join(cfg.Root, "pods"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) || len(left) > 0 {
+			t.Errorf("%q: left %v, %v", name, left, err)
+		}
+	}
+}

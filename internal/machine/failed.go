@@ -1,0 +1,112 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gantry/internal/journal"
+)
+
+// ErrorFile, below the pod's directory, tells whoever waits for a machine why it does not
+// come up.
+const ErrorFile = "late-error"
+
+// NotUp leaves there why a step of a machine's start failed, with the last that the unit's
+// programs and the machine's console said.
+func NotUp(ctx context.Context, podDir string, why error) error {
+	text := why.Error()
+	if invocation := os.Getenv("INVOCATION_ID"); invocation != "" {
+		said, err := lastWords(ctx, invocation)
+		switch {
+		case err != nil:
+			text += fmt.Sprintf(" (what it said is not known: %v)", err)
+		case len(said) > 0:
+			text += "; it said: " + strings.Join(said, " | ")
+		}
+	}
+	return errors.Join(why, os.WriteFile(filepath.Join(podDir, ErrorFile), []byte(text), 0o600))
+}
+
+// lastWords are the last lines that processes of a unit wrote, those that matter first.
+func lastWords(ctx context.Context, invocation string) ([]string, error) {
+	const patience, most = 5 * time.Second, 100
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := journal.Sync(ctx); err != nil {
+		return nil, err
+	}
+	var lines []string
+	q := journal.Query{Match: []journal.Field{{Name: "_SYSTEMD_INVOCATION_ID", Value: invocation}}, Lines: most}
+	err := journal.Read(ctx, q, func(e journal.Entry) error {
+		lines = append(lines, e.Message())
+		return nil
+	})
+	return telling(lines), err
+}
+
+// The words of lines that tell why: of the kernel, the agent, the emulator, the file server.
+var reasons = [...]string{"Kernel panic", "Out of memory", "gantry-guest: ", "qemu-system-", "virtiofsd", "ERROR"}
+
+// telling picks a few lines: those with a reason, or else the last.
+func telling(lines []string) []string {
+	const most, length = 4, 240
+	var all, why []string
+	for _, l := range lines {
+		l = strings.TrimSpace(strings.Map(func(c rune) rune {
+			if c < ' ' || c == 0x7f {
+				return ' '
+			}
+			return c
+		}, l))
+		if l == "" {
+			continue
+		}
+		if len(l) > length {
+			l = strings.ToValidUTF8(l[:length], "") + "…"
+		}
+		all = append(all, l)
+		if slices.ContainsFunc(reasons[:], func(word string) bool { return strings.Contains(l, word) }) {
+			why = append(why, l)
+		}
+	}
+	if len(why) == 0 {
+		why = all
+	}
+	return why[max(0, len(why)-most):]
+}
+
+// errEnded is why nobody waits any longer for what a program was to do.
+var errEnded = errors.New("its program has ended")
+
+// whileRuns gives a context that ends with a process, 0 for none.
+func whileRuns(ctx context.Context, pid int) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := func() { cancel(context.Canceled) }
+	if pid <= 0 {
+		return ctx, stop
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil { // it has ended, and was waited for
+		cancel(errEnded)
+		return ctx, stop
+	}
+	go func() {
+		defer unix.Close(fd)
+		const often = 200 // milliseconds
+		for ctx.Err() == nil {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, often)
+			if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+				cancel(errEnded)
+			}
+		}
+	}()
+	return ctx, stop
+}

@@ -1,0 +1,98 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestTelling(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("é", 300)
+	for name, c := range map[string]struct{ in, want []string }{
+		"nothing":  {nil, nil},
+		"the last": {[]string{"a", "b", "", "c\r", "d", "e"}, []string{"b", "c", "d", "e"}},
+		"a panic": {
+			[]string{"[ 1.0] booting", "[ 1.2] Kernel panic - not syncing: no init\r", "[ 1.3] Call Trace:", "[ 1.3]  <TASK>", "x", "y", "z"},
+			[]string{"[ 1.2] Kernel panic - not syncing: no init"},
+		},
+		"the emulator": {[]string{"qemu-system-x86_64: cannot set up guest memory\x1b[0m", "more"}, []string{"qemu-system-x86_64: cannot set up guest memory [0m"}},
+		"a long line":  {[]string{long}, []string{strings.Repeat("é", 120) + "…"}},
+	} {
+		if got := telling(c.in); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestNotUp(t *testing.T) {
+	t.Setenv("INVOCATION_ID", "") // under a unit of its own the test would read the journal
+	dir := t.TempDir()
+	why := errors.New("prepare machine: no network")
+	if err := NotUp(t.Context(), dir, why); !errors.Is(err, why) {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, ErrorFile)); err != nil || string(got) != why.Error() {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestAwaitEndsWithTheProgram: whoever waits for a program that has ended does not do so
+// until its time is over.
+func TestAwaitEndsWithTheProgram(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	plan, err := json.Marshal(Plan{CID: Address("nobody"), Run: dir})
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, PlanFile), plan, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	const patience = time.Minute
+	for name, wait := range map[string]func(ctx context.Context, pid int) error{
+		"agent":  func(ctx context.Context, pid int) error { _, err := Await(ctx, dir, pid, patience); return err },
+		"socket": func(ctx context.Context, pid int) error { return AwaitSocket(ctx, dir, pid) },
+	} {
+		cmd := exec.Command("sleep", "0.3")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		err := wait(ctx, cmd.Process.Pid)
+		cancel()
+		if !errors.Is(err, errEnded) || time.Since(began) > patience/2 {
+			t.Errorf("%s: %v after %s", name, err, time.Since(began))
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+		if err := wait(t.Context(), cmd.Process.Pid); !errors.Is(err, errEnded) {
+			t.Errorf("%s, of a process that is gone: %v", name, err)
+		}
+	}
+}
+
+func TestAwaitIsBounded(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	plan, err := json.Marshal(Plan{CID: Address("nobody"), Run: dir})
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, PlanFile), plan, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Await(t.Context(), dir, 0, 50*time.Millisecond)
+	if err == nil || !strings.Contains(err.Error(), "boot the machine: its agent does not answer within 50ms (kvm.boot-time)") {
+		t.Error(err)
+	}
+}
