@@ -30,7 +30,7 @@ type reloader struct {
 // live tells of a key that counts without a restart. What is in directories of others
 // (CNI, CDI, registries, policies) is read when it is needed anyway.
 func live(key string) bool {
-	return slices.Contains([]string{"log.level", "cri.slow", "isolator.weaker-namespaces", "isolator.weaker-labels"}, key)
+	return slices.Contains([]string{"log.level", "cri.slow", "isolator.weaker-namespaces", "isolator.weaker-labels", "isolator.weaker-default"}, key)
 }
 
 // reload leaves all as it is if the new configuration is not valid.

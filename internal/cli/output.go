@@ -17,23 +17,25 @@ import (
 // podJSON is a pod as --format json prints it. The names of its fields are a
 // promise: they are added to, and never changed.
 type podJSON struct {
-	ID          pod.ID            `json:"id"`
-	Name        string            `json:"name"`
-	Namespace   string            `json:"namespace"`
-	UID         string            `json:"uid,omitempty"`
-	Owner       pod.Owner         `json:"owner"`
-	Phase       pod.Phase         `json:"phase"`
-	Ready       bool              `json:"ready"`
-	Created     time.Time         `json:"created"`
-	Isolator    string            `json:"isolator"`
-	IPs         []string          `json:"ips"`
-	HostNetwork bool              `json:"hostNetwork"`
-	Ports       []portJSON        `json:"ports"`
-	Labels      map[string]string `json:"labels"`
-	Annotations map[string]string `json:"annotations"`
-	Unit        string            `json:"unit"`
-	Slice       string            `json:"slice"`
-	Apps        []appJSON         `json:"apps"`
+	ID        pod.ID    `json:"id"`
+	Name      string    `json:"name"`
+	Namespace string    `json:"namespace"`
+	UID       string    `json:"uid,omitempty"`
+	Owner     pod.Owner `json:"owner"`
+	Phase     pod.Phase `json:"phase"`
+	Ready     bool      `json:"ready"`
+	Created   time.Time `json:"created"`
+	Isolator  string    `json:"isolator"`
+	// IsolatorReason tells why it is not the node's default, where the pod asked for none.
+	IsolatorReason string            `json:"isolatorReason,omitempty"`
+	IPs            []string          `json:"ips"`
+	HostNetwork    bool              `json:"hostNetwork"`
+	Ports          []portJSON        `json:"ports"`
+	Labels         map[string]string `json:"labels"`
+	Annotations    map[string]string `json:"annotations"`
+	Unit           string            `json:"unit"`
+	Slice          string            `json:"slice"`
+	Apps           []appJSON         `json:"apps"`
 }
 
 type portJSON struct {
@@ -70,7 +72,7 @@ type exitJSON struct {
 func podOut(p pod.PodStatus) podJSON {
 	out := podJSON{
 		ID: p.ID, Name: p.Name, Namespace: p.Namespace, UID: p.UID, Owner: p.Owner, Phase: phaseOf(p), Ready: p.Ready,
-		Created: p.Created, Isolator: p.Isolator, IPs: append([]string{}, p.IPs...), HostNetwork: p.HostNetwork(),
+		Created: p.Created, Isolator: p.Isolator, IsolatorReason: p.IsolatorReason, IPs: append([]string{}, p.IPs...), HostNetwork: p.HostNetwork(),
 		Ports: []portJSON{}, Labels: orEmpty(p.Labels), Annotations: orEmpty(p.Annotations),
 		Unit: unit.Pod(string(p.ID)), Slice: p.Slice, Apps: []appJSON{},
 	}

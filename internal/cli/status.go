@@ -109,6 +109,9 @@ func (o *statusOptions) print(env *Env, p pod.PodStatus) error {
 	t.row("ready:", fmt.Sprint(p.Ready))
 	t.row("created:", when(env, p.Created))
 	t.row("isolator:", p.Isolator)
+	if p.IsolatorReason != "" {
+		t.row("because of:", printable(p.IsolatorReason))
+	}
 	t.row("address:", address(p))
 	if len(p.Ports) > 0 {
 		t.row("ports:", portsText(p.Ports))

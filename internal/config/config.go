@@ -32,6 +32,7 @@ type Config struct {
 	IsolatorDirs    []string
 	WeakerSpaces    []string
 	WeakerLabels    []string
+	WeakerDefault   string
 	KVMMemory       int64
 	KVMOverhead     int64
 	KVMDisk         int64
@@ -101,6 +102,7 @@ func (c *Config) Options() []Option {
 		{"isolator.dirs", "where isolators of third parties are; of two with one name the first counts", &listValue{&c.IsolatorDirs, absolute}},
 		{"isolator.weaker-namespaces", "pods of these namespaces may choose an isolator that isolates less than the default one; * is all", &listValue{&c.WeakerSpaces, given}},
 		{"isolator.weaker-labels", "pods with one of these labels, NAME=VALUE, may do so too; who makes pods gives them labels", &listValue{&c.WeakerLabels, label}},
+		{"isolator.weaker-default", "how pods run that choose none and that the default one cannot run, if they may choose a weaker one; empty refuses them", &textValue{&c.WeakerDefault, anything}},
 
 		{"kvm.memory", "memory of a virtual machine whose pod has no limit; 0 switches the isolator kvm off", &numberValue{&c.KVMMemory, 0, 1 << 50, true}},
 		{"kvm.overhead", "what of a pod's memory its machine's kernel, emulator and file server take", &numberValue{&c.KVMOverhead, 0, 1 << 40, true}},

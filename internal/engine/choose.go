@@ -23,6 +23,9 @@ const (
 type Weaker struct {
 	Namespaces []string // "*" is all
 	Labels     []string // NAME=VALUE
+	// Default is how those of them run that ask for nothing and that the node's default
+	// cannot run; "" refuses them.
+	Default string
 }
 
 func (w Weaker) allows(p *pod.Pod) bool {
@@ -41,12 +44,59 @@ func (w Weaker) allows(p *pod.Pod) bool {
 func (e *Engine) SetWeaker(w Weaker) { e.weaker.Store(&w) }
 
 // choose finds a pod's isolator: by its handler, by its annotations, or the node's
-// default, in this order. A pod never gets another one than it asked for.
+// default, in this order. A pod never gets another one than it asked for. It notes in the
+// pod why it is not the node's default, where a pod that asks for nothing gets another.
 func (e *Engine) choose(p *pod.Pod) (isolator.Isolator, error) {
+	p.IsolatorReason = ""
 	name, by := askedIsolator(p)
+	usual := e.iso[e.cfg.Isolator]
+	// How much one isolates that does not work is not known, nor what it can run.
+	if err := usable(usual); err != nil {
+		return nil, fmt.Errorf("isolator %s (the node's default): %w", usual.Name(), err)
+	}
 	if by == "" {
 		name, by = e.cfg.Isolator, "the node's default"
+		instead, err := e.instead(p, usual)
+		if err != nil {
+			return nil, err
+		}
+		if instead != "" {
+			name, by = instead, "isolator.weaker-default"
+		}
 	}
+	chosen, err := e.named(name, by)
+	if err != nil {
+		return nil, err
+	}
+	if chosen.Features().Isolation < usual.Features().Isolation && !e.weaker.Load().allows(p) {
+		return nil, fmt.Errorf("isolator %s (%s) isolates less than the node's default %s, and for pod %s/%s that is %w; the operator allows it by isolator.weaker-namespaces or isolator.weaker-labels",
+			chosen.Name(), by, usual.Name(), p.Namespace, p.Name, pod.ErrForbidden)
+	}
+	if p.IsolatorReason != "" {
+		e.log.Info("a pod does not get the node's default isolator", "pod", p.Name, "namespace", p.Namespace, "isolator", chosen.Name(), "reason", p.IsolatorReason)
+	}
+	return chosen, nil
+}
+
+// instead is the name of the isolator that a pod gets which asks for nothing and which the
+// node's default cannot run, "" if it can. Whether what it asks for is all that the default
+// lacks shows when its apps are made.
+func (e *Engine) instead(p *pod.Pod, usual isolator.Isolator) (string, error) {
+	rules := e.weaker.Load()
+	unfit := usual.Features().CheckPod(p)
+	if unfit == nil || rules.Default == "" {
+		return "", nil // the plan refuses it
+	}
+	if !rules.allows(p) {
+		return "", fmt.Errorf("isolator %s (the node's default): %w; to run pod %s/%s with isolator.weaker-default %s is %w, unless isolator.weaker-namespaces or isolator.weaker-labels allow it",
+			usual.Name(), unfit, p.Namespace, p.Name, rules.Default, pod.ErrForbidden)
+	}
+	p.IsolatorReason = fmt.Sprintf("isolator.weaker-default: the node's default %s cannot run it: %v", usual.Name(), unfit)
+	return rules.Default, nil
+}
+
+// named is the isolator of a name, if it can be used.
+func (e *Engine) named(name, by string) (isolator.Isolator, error) {
 	if to, ok := e.cfg.Handlers[name]; ok {
 		name = to
 	}
@@ -54,21 +104,12 @@ func (e *Engine) choose(p *pod.Pod) (isolator.Isolator, error) {
 	if !ok {
 		return nil, fmt.Errorf("isolator %q (%s): %w; this node has %s", name, by, pod.ErrNotFound, strings.Join(e.isolatorNames(), ", "))
 	}
-	usual := e.iso[e.cfg.Isolator]
-	for _, i := range []isolator.Isolator{chosen, usual} {
-		// How much one isolates that does not work is not known, nor which is the weaker.
-		if err := usable(i); err != nil {
-			return nil, fmt.Errorf("isolator %s (%s): %w", i.Name(), by, err)
-		}
-	}
+	err := usable(chosen)
 	if c, ok := chosen.(conditional); ok {
-		if err := c.Missing(); err != nil {
-			return nil, fmt.Errorf("isolator %s (%s): %w", name, by, err)
-		}
+		err = c.Missing()
 	}
-	if chosen.Features().Isolation < usual.Features().Isolation && !e.weaker.Load().allows(p) {
-		return nil, fmt.Errorf("isolator %s (%s) isolates less than the node's default %s, and for pod %s/%s that is %w; the operator allows it by isolator.weaker-namespaces or isolator.weaker-labels",
-			name, by, usual.Name(), p.Namespace, p.Name, pod.ErrForbidden)
+	if err != nil {
+		return nil, fmt.Errorf("isolator %s (%s): %w", chosen.Name(), by, err)
 	}
 	return chosen, nil
 }

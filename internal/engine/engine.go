@@ -148,6 +148,9 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	if e.iso[cfg.Isolator] == nil {
 		return nil, fmt.Errorf("default isolator %q: %w", cfg.Isolator, pod.ErrNotFound)
 	}
+	if name := cfg.Weaker.Default; name != "" && e.iso[name] == nil && cfg.Handlers[name] == "" {
+		return nil, fmt.Errorf("isolator.weaker-default: isolator %q: %w", name, pod.ErrNotFound)
+	}
 	for name, to := range cfg.Handlers {
 		if e.iso[to] == nil {
 			return nil, fmt.Errorf("handler %s: isolator %q: %w", name, to, pod.ErrNotFound)

@@ -33,7 +33,11 @@ func (e *Engine) Plan(ctx context.Context, p pod.Pod, apps []AppSpec) (string, e
 		return "", fmt.Errorf("plan pod %s: %w", p.Name, err)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "# pod %s\n%s", p.Name, sandbox.Text())
+	fmt.Fprintf(&b, "# pod %s\n", p.Name)
+	if p.IsolatorReason != "" {
+		fmt.Fprintf(&b, "# isolator %s: %s\n", p.Isolator, p.IsolatorReason)
+	}
+	b.WriteString(sandbox.Text())
 	for i, spec := range apps {
 		app, secret, err := e.resolve(ctx, &p, spec)
 		if err != nil {

@@ -34,7 +34,7 @@ func FromConfig(c config.Config) Options {
 		AppArmorDefault: c.OCIAppArmor,
 		Handlers:        handlers,
 		IsolatorDirs:    c.IsolatorDirs,
-		Weaker:          engine.Weaker{Namespaces: c.WeakerSpaces, Labels: c.WeakerLabels},
+		Weaker:          engine.Weaker{Namespaces: c.WeakerSpaces, Labels: c.WeakerLabels, Default: c.WeakerDefault},
 		CDIDirs:         c.DeviceSpecDirs,
 		NoJournal:       !c.StdioJournal,
 		NetworkConfDir:  c.NetworkConfDir,

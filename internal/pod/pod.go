@@ -92,6 +92,8 @@ type Pod struct {
 	// for ("" for the node's default) and is echoed back.
 	Isolator string `json:"isolator"`
 	Handler  string `json:"handler,omitempty"`
+	// IsolatorReason tells why a pod that asked for none has not the node's default.
+	IsolatorReason string `json:"isolatorReason,omitempty"`
 
 	Hostname     string `json:"hostname,omitempty"`
 	DNS          *DNS   `json:"dns,omitempty"`

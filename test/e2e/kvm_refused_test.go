@@ -1,0 +1,132 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gantry/internal/node"
+	"gantry/internal/pod"
+)
+
+// withMachines is a node whose pods may be virtual machines, of an operator with other
+// wishes than openMachines has.
+func withMachines(t *testing.T, change func(*node.Machines)) *node.Node {
+	t.Helper()
+	m := node.Machines{Memory: 256 << 20, Overhead: 160 << 20, Disk: 1 << 30, CPUs: 1, BootSeconds: int(patience(30 * time.Second).Seconds())}
+	change(&m)
+	n, err := node.Open(t.Context(), node.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Machines: m})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// refuses wants an error for a pod that is to be a machine, of a kind and with words.
+func refuses(t *testing.T, n *node.Node, kind error, words []string, options ...podOption) {
+	t.Helper()
+	p := pod.Pod{
+		Owner: pod.OwnerCLI, Name: "refused-" + string(pod.NewID()[:6]), Handler: "kvm",
+		Namespaces: pod.Namespaces{Network: pod.NamespacePod, PID: pod.NamespaceApp, IPC: pod.NamespacePod},
+	}
+	for _, o := range options {
+		o(&p)
+	}
+	began := time.Now()
+	made, err := n.CreatePod(t.Context(), p)
+	if err == nil {
+		t.Errorf("it is made")
+		if err := n.RemovePod(t.Context(), made.ID); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	t.Logf("refused after %s: %v", time.Since(began).Round(time.Millisecond), err)
+	if !errors.Is(err, kind) {
+		t.Errorf("got %v, want it to be %v", err, kind)
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("got %v, want %q in it", err, w)
+		}
+	}
+}
+
+// TestKVMRefused: what cannot be a machine here is refused with its name, and leaves
+// nothing; what was repaired works at the next try.
+func TestKVMRefused(t *testing.T) {
+	guard(t)
+	n := withMachines(t, func(*node.Machines) {})
+	for name, c := range map[string]struct {
+		change podOption
+		word   string
+	}{
+		"network":    {hostNetwork, "namespaces.network=node"},
+		"PIDs":       {func(p *pod.Pod) { p.Namespaces.PID = pod.NamespaceNode }, "namespaces.pid=node"},
+		"IPC":        {func(p *pod.Pod) { p.Namespaces.IPC = pod.NamespaceNode }, "namespaces.ipc=node"},
+		"privileged": {func(p *pod.Pod) { p.Security.Privileged = true }, "security.privileged"},
+	} {
+		t.Run(name, func(t *testing.T) { refuses(t, n, pod.ErrUnsupported, []string{c.word}, c.change) })
+	}
+	for path, remedy := range map[string]string{
+		"/usr/libexec/virtiofsd": "install virtiofsd", "/usr/bin/qemu-system-x86_64": "install qemu-system-x86", "/dev/vhost-vsock": "modprobe vhost_vsock",
+		"/dev/kvm": "modprobe kvm_intel or kvm_amd", "/dev/net/tun": "modprobe tun", "/boot/vmlinuz-" + strings.TrimSpace(sh(t, "uname -r")): "install the kernel that runs",
+	} {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			sh(t, "mv "+path+" "+path+".away")
+			t.Cleanup(func() { sh(t, "! test -e "+path+".away || mv "+path+".away "+path) })
+			refuses(t, n, pod.ErrUnavailable, []string{"isolator kvm", "this node lacks " + path + ": is not there", remedy})
+			sh(t, "mv "+path+".away "+path)
+			for _, f := range n.Features() {
+				if f.Name == "kvm" && f.Broken != nil {
+					t.Errorf("repaired, it lacks %v", f.Broken)
+				}
+			}
+		})
+	}
+	t.Run("off", func(t *testing.T) {
+		off := withMachines(t, func(m *node.Machines) { m.Memory = 0 })
+		refuses(t, off, pod.ErrUnavailable, []string{"switched off", "kvm.memory"})
+	})
+	t.Run("memory", func(t *testing.T) {
+		huge := withMachines(t, func(m *node.Machines) { m.Memory = 1 << 40 })
+		refuses(t, huge, pod.ErrUnavailable, []string{"late units", "boot the machine", "its program has ended", "qemu-system-x86_64: ", "Cannot allocate memory"})
+	})
+}
+
+// TestKVMNotUp: a machine that does not come up is told of with what its console said, or
+// after its time, and leaves nothing.
+func TestKVMNotUp(t *testing.T) {
+	guard(t)
+	t.Run("late", func(t *testing.T) {
+		n := withMachines(t, func(m *node.Machines) { m.BootSeconds = 1 })
+		refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", "does not answer within 1s (kvm.boot-time)"})
+	})
+	t.Run("panic", func(t *testing.T) {
+		n := withMachines(t, func(*node.Machines) {})
+		boot := filepath.Join(node.Root, "boot")
+		files, err := os.ReadDir(boot)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("what machines boot with: %v, %v", files, err)
+		}
+		for _, f := range files { // whichever it is
+			path := filepath.Join(boot, f.Name())
+			away := filepath.Join("/var/tmp", f.Name())
+			sh(t, fmt.Sprintf("mv %s %s && : > %s", path, away, path))
+			t.Cleanup(func() { sh(t, fmt.Sprintf("mv %s %s", away, path)) })
+		}
+		refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", "its program has ended", "Kernel panic"})
+	})
+}
