@@ -74,7 +74,7 @@ func (m metric) verdict(gantry, containerd float64) string {
 	switch {
 	case m.most > 0 && gantry > m.most:
 		return fmt.Sprintf("MORE than %s %s", number(m.most), m.unit)
-	case ratio > worse:
+	case ratio > max(worse, m.goal):
 		return "SLOWER"
 	case m.goal == 0:
 		return ""
@@ -92,7 +92,9 @@ func (r results) table(out io.Writer) error {
 	for _, m := range metrics() {
 		g, c := r[m.name]["gantry"], r[m.name]["containerd"]
 		if m.own != "" {
-			c = r[m.own]["gantry"]
+			if c = r[m.own]["gantry"]; len(c) == 0 {
+				c = r[m.own][floorEngine]
+			}
 		}
 		mine, theirs := quartilesOf(g), quartilesOf(c)
 		if len(g) == 0 || len(c) == 0 {

@@ -36,6 +36,8 @@ func TestVerdict(t *testing.T) {
 		{m, 111, 100, "SLOWER"},
 		{metric{unit: "ms"}, 90, 100, ""},
 		{metric{unit: "ms"}, 120, 100, "SLOWER"},
+		{metric{unit: "ms", goal: 1.5}, 149, 100, "reached"},
+		{metric{unit: "ms", goal: 1.5}, 151, 100, "SLOWER"},
 		{metric{unit: "KB", goal: 0.01, most: 200}, 80, 9000, "reached"},
 		{metric{unit: "KB", goal: 0.01, most: 200}, 201, 9000, "MORE than 200 KB"},
 	} {
