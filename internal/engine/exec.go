@@ -47,7 +47,7 @@ func (e *Engine) Exec(ctx context.Context, id pod.ID, p pod.Process, s Streams) 
 		return 0, fmt.Errorf("exec in app %s: %w", id, err)
 	}
 	began := time.Now()
-	run := &execRun{plan: plan, group: group, streams: s, oomScore: app.Current.OOMScoreAdj, dir: filepath.Join(e.cfg.Run, "exec")}
+	run := &execRun{plan: plan, group: group, groupPath: e.cgroupName(group.path), streams: s, oomScore: app.Current.OOMScoreAdj, dir: filepath.Join(e.cfg.Run, "exec")}
 	defer e.endExec(id, run)
 	code, err := run.run(ctx)
 	if err != nil {
@@ -77,11 +77,12 @@ func (e *Engine) planExec(app pod.AppStatus, p pod.Process) (isolator.Exec, erro
 
 // execRun is one exec under way.
 type execRun struct {
-	plan     isolator.Exec
-	group    *execGroup
-	streams  Streams
-	oomScore int
-	dir      string // for the socket of a terminal
+	plan      isolator.Exec
+	group     *execGroup
+	groupPath string // from the root of cgroups
+	streams   Streams
+	oomScore  int
+	dir       string // for the socket of a terminal
 	// hangs tells when the command is gone, if it was killed and did not die; else nil.
 	hangs <-chan error
 }
@@ -125,7 +126,8 @@ const choom = "/usr/bin/choom"
 
 func (r *execRun) command(process, log *os.File) *exec.Cmd {
 	args := make([]string, len(r.plan.Args))
-	known := strings.NewReplacer(isolator.ProcessArg, "/proc/self/fd/3", isolator.LogArg, "/proc/self/fd/4", isolator.GroupArg, filepath.Base(r.group.path))
+	known := strings.NewReplacer(isolator.ProcessArg, "/proc/self/fd/3", isolator.LogArg, "/proc/self/fd/4",
+		isolator.GroupArg, filepath.Base(r.group.path), isolator.GroupPathArg, r.groupPath)
 	for i, a := range r.plan.Args {
 		args[i] = known.Replace(a)
 	}
@@ -136,7 +138,7 @@ func (r *execRun) command(process, log *os.File) *exec.Cmd {
 		ExtraFiles:  []*os.File{process, log},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
-	if r.plan.Group == "" {
+	if !r.plan.Outside {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(r.group.lock.File().Fd())
 	}
 	return cmd
@@ -146,7 +148,7 @@ func (r *execRun) command(process, log *os.File) *exec.Cmd {
 // and not yet put into the group is of its own process group still.
 func (r *execRun) kill(cmd *exec.Cmd) error {
 	var err error
-	if r.plan.Group != "" {
+	if r.plan.Outside {
 		err = ignore(unix.Kill(-cmd.Process.Pid, unix.SIGKILL), unix.ESRCH)
 	}
 	return errors.Join(err, r.group.kill())

@@ -28,7 +28,7 @@ func outside(t *testing.T, script string, s Streams) *execRun {
 	t.Cleanup(func() { lock.Unlock() })
 	return &execRun{
 		plan: isolator.Exec{
-			Path: "/bin/sh", Args: []string{"sh", "-c", script, "sh", isolator.GroupArg, isolator.LogArg}, Group: isolator.AppGroup, Terminal: s.TTY,
+			Path: "/bin/sh", Args: []string{"sh", "-c", script, "sh", isolator.GroupArg, isolator.LogArg}, Group: isolator.AppGroup, Outside: true, Terminal: s.TTY,
 		},
 		group: &execGroup{path: dir, lock: lock}, streams: s, oomScore: 500, dir: t.TempDir(),
 	}

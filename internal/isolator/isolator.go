@@ -154,9 +154,12 @@ type Exec struct {
 	Args []string // with argv[0]
 	// Process is the content of the file whose path replaces ProcessArg in Args.
 	Process []byte
-	// Group is AppGroup for a command that puts the process into its cgroup itself, which
-	// GroupArg names. The command stays outside: what it uses is not the app's.
+	// Group is AppGroup if the process's cgroup is to be made there, "" if in the unit's.
 	Group string
+	// Outside tells that the command puts the process into its cgroup itself, which GroupArg
+	// or GroupPathArg names, and stays outside: what it uses is not the app's, and the app's
+	// limits do not hold it up.
+	Outside bool
 	// Terminal tells that the command wants a terminal for its standard files.
 	Terminal bool
 }
@@ -173,8 +176,10 @@ const (
 	// LogArg is where the runtime is to say why it could not run the process: its
 	// standard error is the process's.
 	LogArg = "{log}"
-	// GroupArg is the name of the process's cgroup, below the app's.
-	GroupArg = "{group}"
+	// GroupArg is the name of the process's cgroup, below the app's, and GroupPathArg its
+	// path from the root of all.
+	GroupArg     = "{group}"
+	GroupPathArg = "{group-path}"
 )
 
 // Text prints the plan, as --dry-run, golden tests and bug reports show it.

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"gantry/internal/engine"
 	"gantry/internal/node"
 	"gantry/internal/pod"
+	"gantry/internal/unit"
 )
 
 // The tests in oci_test.go ask the isolator alone; these ask for the same things
@@ -127,4 +129,31 @@ func holderHasNothing(t *testing.T, n *node.Node, p *pod.Pod) {
 		for ns in net uts ipc; do [ $(readlink /proc/1/ns/$ns) = $(readlink /proc/self/ns/$ns) ] || echo "another $ns"; done`, tracer)
 	sameText(t, got, "CapPrm:0000000000000000\nCapEff:0000000000000000\nNoNewPrivs:1\nSeccomp:2\n1")
 	sameText(t, printed(t, n, p, `ls /proc/1/root 2>&1 | grep -o "Permission denied"`), "Permission denied")
+}
+
+// TestExecCostsTheAppNothing: the runtime that brings a process into an app stays outside
+// of it, whose limits would hold it up. It goes with the process all the same.
+func TestExecCostsTheAppNothing(t *testing.T) {
+	guard(t)
+	n := openNode(t)
+	pull(t, n, busybox)
+	p := newPod(t, n, inOCI)
+	a := newApp(t, n, p, command("sleep", "1000"), limits(pod.Resources{CPUQuota: 5000, CPUPeriod: 100000}))
+	start(t, n, a)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	over := make(chan error)
+	go func() {
+		_, err := n.Exec(ctx, a.ID, pod.Process{Argv: []string{"sleep", "4712"}}, engine.Streams{})
+		over <- err
+	}()
+	inside := fmt.Sprintf("cat %s/exec-*/cgroup.procs 2>/dev/null | xargs -r -n1 ps -o args= -p", filepath.Join("/sys/fs/cgroup", unit.CgroupOf(p.Slice), unit.App(string(a.ID))))
+	eventually(t, 20*time.Second, "the process is in its group, and the runtime is not", func() bool { return sh(t, inside+" || true") == "sleep 4712" })
+	cancel()
+	if err := <-over; !errors.Is(err, context.Canceled) {
+		t.Errorf("exec: %v", err)
+	}
+	eventually(t, 10*time.Second, "all of it is gone", func() bool {
+		return sh(t, inside+"; pgrep -fc '[e]xec.*"+string(a.ID)+"' || true") == "0"
+	})
 }

@@ -776,8 +776,7 @@ func TestOCIExec(t *testing.T) {
 	if err := os.WriteFile(file, plan.Process, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args := strings.Split(strings.ReplaceAll(strings.Join(plan.Args, "\x00"), isolator.ProcessArg, file), "\x00")
-	cmd := exec.Command(plan.Path, args[1:]...)
+	cmd := execCommand(plan, file)
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState.ExitCode() != 7 {
 		t.Errorf("exec: %v", err)
@@ -787,6 +786,21 @@ func TestOCIExec(t *testing.T) {
 uid=1000 gid=1000 groups=7,1000
 CapBnd: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 
 100`)
+}
+
+// execCommand runs an exec without an engine, which would make a cgroup for it.
+func execCommand(plan isolator.Exec, process string) *exec.Cmd {
+	var args []string
+	for _, a := range plan.Args[1:] {
+		switch a {
+		case isolator.ProcessArg:
+			a = process
+		case "--cgroup", isolator.GroupPathArg:
+			continue
+		}
+		args = append(args, a)
+	}
+	return exec.Command(plan.Path, args...)
 }
 
 // TestOCIUnit asks PID 1 what it made of the app's unit.
@@ -860,8 +874,7 @@ func TestOCISystemd(t *testing.T) {
 		if err := os.WriteFile(file, plan.Process, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		args := strings.Split(strings.ReplaceAll(strings.Join(plan.Args, "\x00"), isolator.ProcessArg, file), "\x00")
-		out, _ := exec.Command(plan.Path, args[1:]...).CombinedOutput()
+		out, _ := execCommand(plan, file).CombinedOutput()
 		return strings.TrimSpace(string(out))
 	}
 	eventually(t, 30*time.Second, "systemd in the app", func() bool {

@@ -30,8 +30,8 @@ type dialect struct {
 	// socket tells that exec sends a terminal to a socket. Others do so only if they are
 	// to leave at once, and then nobody learns how the process ended.
 	socket bool
-	// exec are options of exec, with isolator.GroupArg: what puts the process into a
-	// cgroup below the app's.
+	// exec are options of exec, with isolator.GroupArg or isolator.GroupPathArg: what puts
+	// the process into a cgroup below the app's.
 	exec []string
 	// features of the isolator.
 	features isolator.Features
@@ -59,7 +59,8 @@ func dialects() map[string]dialect {
 	return map[string]dialect{
 		kindCrun: {
 			options: []string{"--cgroup-manager=disabled"}, never: []string{"--systemd-cgroup", "--cgroup-manager=systemd", "--cgroup-manager=cgroupfs"},
-			record: true, socket: true, features: features(),
+			// It keeps no cgroup of an app that is started without: a path is from the root.
+			record: true, socket: true, exec: []string{"--cgroup", isolator.GroupPathArg}, features: features(),
 		},
 		kindRunc: {
 			never: []string{"--systemd-cgroup"}, record: true, group: true,

@@ -31,7 +31,7 @@ func (o *OCI) Exec(in isolator.App, p pod.Process) (isolator.Exec, error) {
 	}
 	return isolator.Exec{
 		Path: o.cfg.Runtime[0], Args: append(args, string(in.App.ID)), Process: data,
-		Group: o.dialect.appGroup(), Terminal: p.TTY && !o.dialect.socket,
+		Group: o.dialect.appGroup(), Outside: o.dialect.group || len(o.dialect.exec) > 0, Terminal: p.TTY && !o.dialect.socket,
 	}, nil
 }
 

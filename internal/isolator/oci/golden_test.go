@@ -182,8 +182,8 @@ func TestExec(t *testing.T) {
 			t.Fatal(err)
 		}
 		how := fmt.Sprintf("%s: %q\n", e.Path, e.Args)
-		if e.Group != "" {
-			how += fmt.Sprintf("(outside of group %s, terminal %t)\n", e.Group, e.Terminal)
+		if e.Outside {
+			how += fmt.Sprintf("(stays outside of the app; group below %q, terminal %t)\n", e.Group, e.Terminal)
 		}
 		return fmt.Sprintf("-- command --\n%s-- process file --\n%s\n", how, pretty(v))
 	})
