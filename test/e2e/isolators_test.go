@@ -75,69 +75,84 @@ func goThrough(t *testing.T, n *node.Node, isolated podOption, short bool, refus
 // ownGroup goes to the app's cgroup, wherever it is seen.
 const ownGroup = "cd /sys/fs/cgroup/$(sed 's/^0:://; s/exec-.*//' /proc/self/cgroup); "
 
+// fieldsThroughEngine asks for what can be had together in one app.
 func fieldsThroughEngine(t *testing.T, n *node.Node, p *pod.Pod, refused []string) {
 	src := t.TempDir()
 	sh(t, fmt.Sprintf("cd %s && chmod 755 . && mkdir a a/sub && echo file > f && ln -s f link && mount -t tmpfs sub a/sub", src))
 	t.Cleanup(func() { sh(t, "umount "+src+"/a/sub") })
 	const caps = `grep CapBnd /proc/self/status | cut -f2`
-	for _, test := range []struct {
-		name, script, want string
-		ask                func(*engine.AppSpec)
+	tests := []struct {
+		app, name, script, want string
+		ask                     func(*engine.AppSpec)
 	}{
-		{"user by name", "id -u; id -g; id -G", "0\n0\n0 7 9", func(s *engine.AppSpec) { s.User, s.Groups, s.GroupsStrict = "root", []uint32{7, 9}, true }},
-		{"user by number", "id -u; id -g; id -G", "1234\n5678\n5678 7", func(s *engine.AppSpec) { s.User, s.Group, s.Groups, s.GroupsStrict = "1234", "5678", []uint32{7}, true }},
-		{"environment", "echo $A $B; pwd", "1 $x\n/tmp", func(s *engine.AppSpec) { s.Env, s.WorkDir = []string{"A=1", "B=$x"}, "/tmp" }},
-		{"files of the pod", "cat /etc/hostname /etc/resolv.conf", "gantry-test\nnameserver 192.0.2.1\noptions ndots:5", nil},
-		{"drop all", caps, "0000000000000000", func(s *engine.AppSpec) { s.Security.DropCaps = []string{"ALL"} }},
+		{"root", "user by name", "id -u; id -g; id -G", "0\n0\n0 7 9", func(s *engine.AppSpec) { s.User, s.Groups, s.GroupsStrict = "root", []uint32{7, 9}, true }},
+		{"user", "user by number", "id -u; id -g; id -G", "1234\n5678\n5678 7", func(s *engine.AppSpec) { s.User, s.Group, s.Groups, s.GroupsStrict = "1234", "5678", []uint32{7}, true }},
+		{"root", "environment", "echo $A $B; pwd", "1 $x\n/tmp", func(s *engine.AppSpec) { s.Env, s.WorkDir = []string{"A=1", "B=$x"}, "/tmp" }},
+		{"root", "files of the pod", "cat /etc/hostname /etc/resolv.conf", "gantry-test\nnameserver 192.0.2.1\noptions ndots:5", nil},
+		{"bare", "drop all", caps, "0000000000000000", func(s *engine.AppSpec) { s.Security.DropCaps = []string{"ALL"} }},
 		{
-			"privileged", caps + "; test -e /dev/kmsg && echo kmsg; test -w /sys/fs/cgroup/cgroup.procs && echo cgroup",
+			"privileged", "privileged", caps + "; test -e /dev/kmsg && echo kmsg; test -w /sys/fs/cgroup/cgroup.procs && echo cgroup",
 			"000001ffffffffff\nkmsg\ncgroup", func(s *engine.AppSpec) { s.Security.Privileged = true },
 		},
-		{"read-only rootfs", "touch /x 2>/dev/null || echo no", "no", func(s *engine.AppSpec) { s.Security.ReadOnlyRootfs = true }},
-		{"no new privileges", "grep -c 'NoNewPrivs:.1' /proc/self/status", "1", func(s *engine.AppSpec) { s.Security.NoNewPrivileges = true }},
-		{"masked paths", "cat /etc/hostname; echo $?", "0", func(s *engine.AppSpec) { s.Security.MaskedPaths = []string{"/etc/hostname"} }},
-		{"rlimits", "ulimit -n; ulimit -Hn", "99\n111", func(s *engine.AppSpec) { s.Rlimits = []pod.Rlimit{{Type: "RLIMIT_NOFILE", Soft: 99, Hard: 111}} }},
-		{"device", "stat -c '%t:%T' /dev/z; head -c1 /dev/z | wc -c", "1:5\n1", func(s *engine.AppSpec) {
+		{"bare", "read-only rootfs", "touch /x 2>/dev/null || echo no", "no", func(s *engine.AppSpec) { s.Security.ReadOnlyRootfs = true }},
+		{"root", "no new privileges", "grep -c 'NoNewPrivs:.1' /proc/self/status", "1", func(s *engine.AppSpec) { s.Security.NoNewPrivileges = true }},
+		{"bare", "masked paths", "cat /etc/hostname; echo $?", "0", func(s *engine.AppSpec) { s.Security.MaskedPaths = []string{"/etc/hostname"} }},
+		{"root", "rlimits", "ulimit -n; ulimit -Hn", "99\n111", func(s *engine.AppSpec) { s.Rlimits = []pod.Rlimit{{Type: "RLIMIT_NOFILE", Soft: 99, Hard: 111}} }},
+		{"device", "device", "stat -c '%t:%T' /dev/z; head -c1 /dev/z | wc -c", "1:5\n1", func(s *engine.AppSpec) {
 			s.Devices = []pod.Device{{Path: "/dev/z", Source: "/dev/zero", Permissions: "r"}}
 		}},
 		{
-			"mounts", "cat /link; touch /rw/x && rm /rw/x; touch /ro/x 2>/dev/null || echo ro; touch /ro/sub/x && rm /ro/sub/x; touch /rro/sub/x 2>/dev/null || echo rro",
+			"root", "mounts", "cat /link; touch /rw/x && rm /rw/x; touch /ro/x 2>/dev/null || echo ro; touch /ro/sub/x && rm /ro/sub/x; touch /rro/sub/x 2>/dev/null || echo rro",
 			"file\nro\nrro", func(s *engine.AppSpec) {
-				s.Mounts = []pod.Mount{
-					{Path: "/link", HostPath: src + "/link"},
-					{Path: "/rw", HostPath: src + "/a"},
-					{Path: "/ro", HostPath: src + "/a", ReadOnly: true},
-					{Path: "/rro", HostPath: src + "/a", ReadOnly: true, RecursiveReadOnly: true},
-				}
+				s.Mounts = append(s.Mounts,
+					pod.Mount{Path: "/link", HostPath: src + "/link"},
+					pod.Mount{Path: "/rw", HostPath: src + "/a"},
+					pod.Mount{Path: "/ro", HostPath: src + "/a", ReadOnly: true},
+					pod.Mount{Path: "/rro", HostPath: src + "/a", ReadOnly: true, RecursiveReadOnly: true},
+				)
 			},
 		},
-		{"image volume", "test -x /vol/busybox && ls /vol | head -1; touch /vol/x 2>/dev/null || echo ro", "[\nro", func(s *engine.AppSpec) {
-			s.Mounts = []pod.Mount{{Path: "/vol", Image: &pod.Image{ID: busybox}, ImageSubPath: "bin", ReadOnly: true}}
+		{"root", "image volume", "test -x /vol/busybox && ls /vol | head -1; touch /vol/x 2>/dev/null || echo ro", "[\nro", func(s *engine.AppSpec) {
+			s.Mounts = append(s.Mounts, pod.Mount{Path: "/vol", Image: &pod.Image{ID: busybox}, ImageSubPath: "bin", ReadOnly: true})
 		}},
 		{
-			"limits", ownGroup + "cat memory.max pids.max cpu.max; cat /proc/self/oom_score_adj", "33554432\n40\n150500 100000\n900",
+			"root", "limits", ownGroup + "cat memory.max pids.max cpu.max; cat /proc/self/oom_score_adj", "33554432\n40\n150500 100000\n900",
 			func(s *engine.AppSpec) {
 				s.Resources = pod.Resources{Memory: 32 << 20, Pids: 40, CPUQuota: 150500, CPUPeriod: 100000, OOMScoreAdj: 900}
 			},
 		},
-		{"huge pages", ownGroup + "cat hugetlb.2MB.max", "0", func(s *engine.AppSpec) {
+		{"huge pages", "huge pages", ownGroup + "cat hugetlb.2MB.max", "0", func(s *engine.AppSpec) {
 			s.Resources.Hugepages = []pod.HugepageLimit{{PageSize: "2MB"}}
 		}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			ask := test.ask
-			if ask == nil {
-				ask = func(*engine.AppSpec) {}
+	}
+	seen := map[string]bool{}
+	for _, of := range tests {
+		if seen[of.app] {
+			continue
+		}
+		seen[of.app] = true
+		t.Run(of.app, func(t *testing.T) {
+			spec := appSpec("refused")
+			var script, want strings.Builder
+			var asks []appOption
+			for _, test := range tests {
+				if test.app != of.app {
+					continue
+				}
+				fmt.Fprintf(&script, "echo '== %s'; (%s)\n", test.name, test.script)
+				fmt.Fprintf(&want, "== %s\n%s\n", test.name, test.want)
+				if test.ask != nil {
+					asks = append(asks, with(test.ask))
+					test.ask(&spec)
+				}
 			}
-			if slices.Contains(refused, test.name) {
-				spec := appSpec("refused")
-				ask(&spec)
+			if slices.Contains(refused, of.app) {
 				if _, err := n.CreateApp(t.Context(), p.ID, spec); !errors.Is(err, pod.ErrUnsupported) {
 					t.Errorf("created with %v", err)
 				}
 				return
 			}
-			sameText(t, printed(t, n, p, test.script, with(ask)), test.want)
+			sameText(t, printed(t, n, p, script.String(), asks...), strings.TrimSpace(want.String()))
 		})
 	}
 }

@@ -154,6 +154,6 @@ func TestExecCostsTheAppNothing(t *testing.T) {
 		t.Errorf("exec: %v", err)
 	}
 	eventually(t, 10*time.Second, "all of it is gone", func() bool {
-		return sh(t, inside+"; pgrep -fc '[e]xec.*"+string(a.ID)+"' || true") == "0"
+		return sh(t, inside+"; pgrep -xc crun || true") == "0"
 	})
 }
