@@ -39,7 +39,7 @@ func guestPackages() []string {
 		"criu", "libcriu2", // checkpoints
 		"qemu-system-x86", "virtiofsd", "e2fsprogs", // pods that are machines
 		"selinux-policy-default", "policycoreutils", "selinux-utils", // asleep, unless the VM is booted with SELinux
-		"util-linux", "kmod", "procps", "psmisc", "curl", "jq", "strace", "ca-certificates", "less",
+		"util-linux", "kmod", "sudo", "procps", "psmisc", "curl", "jq", "strace", "ca-certificates", "less",
 	}
 }
 
