@@ -24,6 +24,7 @@ func catalog() map[string]recipe {
 	add(nginx(80), "nginx:latest", "library/nginx:latest", "e2e-test-images/nginx:1.27.0-2", "e2e-test-images/nginx:1.28.0-2", "e2e-test-images/httpd:2.4.39-4")
 	add(nginx(12003), "k8s-staging-cri-tools/hostnet-nginx-amd64:latest")
 	add(agnhost, "agnhost:latest", "e2e-test-images/agnhost:2.66.1", "e2e-test-images/agnhost:2.55")
+	add(devicePlugin, "e2e-test-images/sample-device-plugin:1.8.0")
 	for _, n := range []int{1, 2, 10, 127} {
 		add(layers(n), fmt.Sprintf("layers:%d", n))
 	}

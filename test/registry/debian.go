@@ -314,6 +314,25 @@ func agnhost(w *workshop) (descriptor, error) {
 	}})
 }
 
+// devicePlugin is Kubernetes' plugin of a device that is none, put there as agnhost is.
+func devicePlugin(w *workshop) (descriptor, error) {
+	program, err := hostFile(w.root, path.Join(path.Dir(agnhostProgram), "sample-device-plugin"), "sampledeviceplugin", 0o755)
+	if err != nil {
+		return descriptor{}, fmt.Errorf("%w; put it there with: trial agnhost", err)
+	}
+	base, err := w.busyboxLayer(gzipped)
+	if err != nil {
+		return descriptor{}, err
+	}
+	top, err := w.addLayer(gzipped, program)
+	if err != nil {
+		return descriptor{}, err
+	}
+	return w.addImage(image{format: docker, layers: []layer{base, top}, config: config{
+		Entrypoint: []string{"/sampledeviceplugin", "-alsologtostderr"}, Env: defaultEnv(),
+	}})
+}
+
 // setuid is an image whose program /usr/local/bin/nnp belongs to root with the
 // set-user-ID bit and prints the user that it runs as: this very program.
 func setuid(w *workshop) (descriptor, error) {

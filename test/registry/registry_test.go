@@ -53,7 +53,7 @@ func TestImagesAreValid(t *testing.T) {
 	for _, image := range shop.names() {
 		switch repository, _, _ := strings.Cut(image, ":"); {
 		case strings.HasPrefix(image, "hostile/"), strings.HasPrefix(image, "bench/"),
-			strings.Contains(image, "nginx"), strings.Contains(image, "httpd"), strings.Contains(image, "agnhost"), repository == "e2e-test-images/busybox", repository == "e2e-test-images/glibc-dns-testing",
+			strings.Contains(image, "nginx"), strings.Contains(image, "httpd"), strings.Contains(image, "agnhost"), strings.Contains(image, "device-plugin"), repository == "e2e-test-images/busybox", repository == "e2e-test-images/glibc-dns-testing",
 			repository == "multi", repository == "schema1", repository == "artifact", image == "layers:127":
 			continue
 		}

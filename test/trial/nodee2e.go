@@ -78,10 +78,18 @@ func (how *nodeE2E) flags(flags *flag.FlagSet) {
 	flags.StringVar(&how.engine, "engine", "gantry", "gantry, or containerd to compare with")
 }
 
+// moveRegistry leaves port 5000 to specs that serve a registry there themselves.
+const moveRegistry = `sed -i 's/127\.0\.0\.1:5000/127.0.0.1:5010/' \
+	/etc/systemd/system/trial-registry.service /etc/containers/registries.conf.d/90-trial.conf /etc/containerd/certs.d/_default/hosts.toml &&
+	systemctl daemon-reload`
+
 // installNodeE2E puts into the VM what the suite needs, and the engine.
 func (t *trial) installNodeE2E(ctx context.Context, v vm, how nodeE2E) error {
 	if err := t.installNode(ctx, v); err != nil {
 		return err
+	}
+	if _, err := v.output(ctx, moveRegistry); err != nil {
+		return fmt.Errorf("move the registry: %w", err)
 	}
 	peers := []peer{kubeletPeer(), agnhostPeer()}
 	if how.engine == "containerd" {

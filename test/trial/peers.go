@@ -35,7 +35,7 @@ func kubeletPeer() peer {
 func agnhostPeer() peer {
 	return peer{
 		module:   "kubelet",
-		packages: []string{"k8s.io/kubernetes/test/images/agnhost"},
+		packages: []string{"k8s.io/kubernetes/test/images/agnhost", "k8s.io/kubernetes/test/images/sample-device-plugin"},
 		// A certificate for localhost that tests have in common, and its key.
 		files:   []string{"test/images/agnhost/porter/localhost.crt", "test/images/agnhost/porter/localhost.key"},
 		ldflags: "-s -w",
