@@ -19,8 +19,8 @@ type container struct {
 	// mu guards all below, and that one step at a time is under way.
 	mu       sync.Mutex
 	rec      *record
-	cur      slot // the record's current slot; phaseOpen: a step waits to be completed
-	log      int  // the log file, -1 for none
+	cur      state // the record's current slot; phaseOpen: a step waits to be completed
+	log      int   // the log file, -1 for none
 	fail     *failure
 	streams  [2]stream
 	stdin    int      // write end, -1 for none

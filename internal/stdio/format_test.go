@@ -163,7 +163,7 @@ func TestRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 		copy(r.key[:], "k")
-		r.put(slot{Phase: phaseWritten, Offset: int64(i)})
+		r.put(state{slot: slot{Phase: phaseWritten, Offset: int64(i)}})
 		r.publish()
 		ids = append(ids, i)
 	}

@@ -61,6 +61,12 @@ type slot struct {
 	DroppedBytes uint64
 }
 
+// state is a slot with what was added to records later.
+type state struct {
+	slot
+	Taken [2]uint64 // bytes that ever left the app's pipes
+}
+
 // The pipes of an app, as they are listed in its record.
 const (
 	pipeOut   = 0 // the app's stdout; pipeOut + stream
@@ -82,6 +88,7 @@ type record struct {
 	inode [pipeCount]uint64
 	gen   uint64 // slots[gen%2] is the current one
 	slots [2]slot
+	taken [2][2]uint64 // of each slot
 }
 
 // The file's layout is fixed; this does not compile when the struct outgrows it.
@@ -89,9 +96,9 @@ var _ [recordSize - unsafe.Sizeof(record{})]byte
 
 // put makes s the current slot by one atomic store. A kill before it leaves the
 // old slot current and whole.
-func (r *record) put(s slot) {
+func (r *record) put(s state) {
 	gen := atomic.LoadUint64(&r.gen) + 1
-	r.slots[gen%2] = s
+	r.slots[gen%2], r.taken[gen%2] = s.slot, s.Taken
 	atomic.StoreUint64(&r.gen, gen)
 }
 
@@ -103,8 +110,9 @@ func (r *record) name() string {
 	return string(r.key[:n])
 }
 
-func (r *record) current() (slot, error) {
-	s := r.slots[atomic.LoadUint64(&r.gen)%2]
+func (r *record) current() (state, error) {
+	i := atomic.LoadUint64(&r.gen) % 2
+	s := state{r.slots[i], r.taken[i]}
 	return s, s.validate()
 }
 

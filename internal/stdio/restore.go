@@ -137,7 +137,7 @@ func (s *Server) resume(w *worker, c *container) {
 	var err error
 	if c.cur, err = c.rec.current(); err != nil {
 		s.log.Error("a record is damaged: lines may be doubled", "app", c.saved.App, "error", err)
-		c.cur = slot{Phase: phaseWritten}
+		c.cur = state{slot: slot{Phase: phaseWritten}}
 		for i := range c.streams {
 			c.cur.Carry[i] = uint32(readable(c.streams[i].stage))
 		}

@@ -214,6 +214,7 @@ func (s *Server) commit(w *worker, c *container, in []byte) error {
 	if done.Step == stepMarker {
 		taken = 0
 	} else {
+		done.Taken[done.Stream] += uint64(len(in) - int(done.Carry[done.Stream]))
 		done.Carry[done.Stream] = uint32(len(in) - taken)
 	}
 	c.cur = done

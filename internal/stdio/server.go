@@ -238,6 +238,9 @@ func (s *Server) do(ctx context.Context, conn *seqpacket, req request) (reply, [
 	case "drain":
 		s.tidy.Reset(tidyDelay)
 		return reply{}, nil, s.drain(ctx, req.App, timeout, conn.peer())
+	case "written":
+		n, err := s.written(req.App)
+		return reply{Written: &n}, nil, err
 	case "reopen":
 		return reply{}, nil, s.reopen(req.App)
 	case "attach":

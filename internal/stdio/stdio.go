@@ -26,6 +26,10 @@
 //	    Answered when all that the app wrote is in its log file: both outputs ended,
 //	    or the app's cgroup is empty and so are the pipes, or the time is over. Then
 //	    all that was kept for the app is gone. An unknown app is drained already.
+//	{"op":"written","app":A}
+//	    The answer is {"written":[N,M]}: the bytes that were ever written to stdout and
+//	    stderr. It is exact if nobody writes meanwhile: for a writer that takes the place
+//	    of one that was killed.
 //	{"op":"reopen","app":A}
 //	    Log rotation: answered when the log path names a file that all later lines go
 //	    to. After an error no file was created.
@@ -144,10 +148,11 @@ type request struct {
 }
 
 type reply struct {
-	Error   string  `json:"error,omitempty"`
-	Kind    string  `json:"kind,omitempty"`
-	Console string  `json:"console,omitempty"`
-	Status  *Status `json:"status,omitempty"`
+	Error   string     `json:"error,omitempty"`
+	Kind    string     `json:"kind,omitempty"`
+	Console string     `json:"console,omitempty"`
+	Status  *Status    `json:"status,omitempty"`
+	Written *[2]uint64 `json:"written,omitempty"`
 }
 
 // The names of the error kinds on the wire.

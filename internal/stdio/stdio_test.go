@@ -1,6 +1,7 @@
 package stdio
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -149,6 +150,7 @@ func TestKillAtEveryStep(t *testing.T) {
 				wg.Go(func() { print(t, a.stdout, out[half:], 1) })
 				wg.Go(func() { print(t, a.stderr, errs, 2) })
 				wg.Wait()
+				s.written(a, len(out), len(errs))
 				a.close()
 				s.drain(a)
 				if s.count() < before+2 {
@@ -159,6 +161,25 @@ func TestKillAtEveryStep(t *testing.T) {
 				same(t, "stderr", got[stderr], errs)
 			})
 		}
+	}
+}
+
+// TestWritten: what was written is counted to the byte, whoever was killed meanwhile.
+func TestWritten(t *testing.T) {
+	t.Parallel()
+	s := supervise(t)
+	a := s.newApp(nil)
+	s.start(a)
+	s.written(a, 0, 0)
+	print(t, a.stdout, "no end of a line", 1)
+	print(t, a.stderr, "error\n", 1)
+	s.written(a, 16, 6)
+	s.kill()
+	print(t, a.stdout, " yet\n", 1)
+	s.written(a, 21, 6)
+	s.drain(a)
+	if _, err := s.client.call(t.Context(), request{Op: "written", App: a.spec.App}); !errors.Is(err, pod.ErrNotFound) {
+		t.Errorf("after the end: %v", err)
 	}
 }
 

@@ -358,6 +358,15 @@ func (s *supervisor) tryStart(a *app) error {
 	return nil
 }
 
+// written checks how much was written to an app's outputs.
+func (s *supervisor) written(a *app, stdout, stderr int) {
+	s.t.Helper()
+	r, err := s.client.call(s.t.Context(), request{Op: "written", App: a.spec.App})
+	if want := [2]uint64{uint64(stdout), uint64(stderr)}; err != nil || r.Written == nil || *r.Written != want {
+		s.t.Errorf("written %v, %v, want %v", r.Written, err, want)
+	}
+}
+
 func (a *app) close() {
 	for _, f := range []*os.File{a.stdin, a.stdout, a.stderr} {
 		if f != nil {
