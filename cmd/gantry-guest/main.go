@@ -25,7 +25,8 @@ const usage = `gantry-guest is run by systemd, around virtual machines of Gantry
   gantry-guest await PODDIR SECONDS   waits until the machine's agent answers
   gantry-guest release PODDIR      takes off the host what the machine shared
   gantry-guest app APPDIR          runs an app in the machine, and stands for it
-  gantry-guest ended APPDIR        ends the app that such a process stood for
+  gantry-guest ended APPDIR RESULT ends the app that such a process stood for, unless another will
+  gantry-guest machine-ended PODDIR UNIT   records how the machine ended
   gantry-guest exec APPDIR PROCESS LOG [CONSOLE]   the same for a process in an app
 
 As the first process of a machine it runs the pod's apps there.`
@@ -46,6 +47,9 @@ func main() {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gantry-guest:", err)
 		code = 1
+		if errors.Is(err, machine.ErrGoesOn) {
+			code = machine.GoesOn
+		}
 	}
 	os.Exit(code)
 }
@@ -64,8 +68,12 @@ func run(ctx context.Context, args []string) (code int, err error) {
 		return 0, told(ctx, args[1], await(ctx, args[1], args[2]))
 	case len(args) == 2 && args[0] == "app":
 		return 0, machine.RunApp(ctx, args[1])
-	case len(args) == 2 && args[0] == "ended":
-		return 0, machine.EndApp(ctx, args[1])
+	case len(args) == 3 && args[0] == "ended":
+		return 0, machine.EndApp(ctx, args[1], args[2])
+	case len(args) == 3 && args[0] == "machine-ended":
+		return 0, machine.RecordEnd(ctx, args[1], args[2], machine.Outcome{
+			Result: os.Getenv("SERVICE_RESULT"), Code: os.Getenv("EXIT_CODE"), Status: os.Getenv("EXIT_STATUS"),
+		})
 	case len(args) == 4 && args[0] == "exec":
 		return exec(ctx, args[1:], "")
 	case len(args) == 5 && args[0] == "exec":

@@ -281,7 +281,7 @@ const liftAgain = 500 * time.Millisecond
 func (e *Engine) killApp(ctx context.Context, s pod.AppStatus) error {
 	// The limit that killCgroup lifts must not come back before the end is recorded.
 	defer e.stops.kill(s.ID)()
-	if err := e.killCgroup(s); err != nil {
+	if err := e.kill(ctx, s); err != nil {
 		return fmt.Errorf("kill app %s: %w", s.ID, err)
 	}
 	return e.awaitDeath(ctx, s)
@@ -291,6 +291,14 @@ func (e *Engine) killApp(ctx context.Context, s pod.AppStatus) error {
 func (e *Engine) awaitDeath(ctx context.Context, s pod.AppStatus) error {
 	for began := time.Now(); time.Since(began) < killTime; e.liftCPU(s) {
 		if done, err := e.waitFor(ctx, s.ID, liftAgain); err != nil || done {
+			return err
+		}
+	}
+	if iso, _, err := e.signalerOf(s.App); err == nil && iso != nil {
+		if err := e.drop(ctx, s); err != nil {
+			return err
+		}
+		if done, err := e.waitFor(ctx, s.ID, recordTime); err != nil || done {
 			return err
 		}
 	}
@@ -382,6 +390,11 @@ type forgetter interface {
 	Forget(ctx context.Context, app pod.ID) error
 }
 
+// podForgetter is one that has to know the pod, too.
+type podForgetter interface {
+	ForgetIn(ctx context.Context, p *pod.Pod, app pod.ID) error
+}
+
 // appRemoval takes the record last: what goes after it, nobody would know of.
 func (e *Engine) appRemoval(p *pod.Pod, a *pod.App) operation {
 	return operation{"remove app", []step{
@@ -391,6 +404,11 @@ func (e *Engine) appRemoval(p *pod.Pod, a *pod.App) operation {
 		{name: "runtime", do: func(ctx context.Context) error {
 			if iso, ok := e.iso[p.Isolator].(forgetter); ok {
 				return iso.Forget(ctx, a.ID)
+			}
+			if iso, ok := e.iso[p.Isolator].(podForgetter); ok {
+				bounded, cancel := context.WithTimeout(ctx, remoteTime)
+				defer cancel()
+				return iso.ForgetIn(bounded, p, a.ID)
 			}
 			return nil
 		}},

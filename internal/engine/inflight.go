@@ -60,7 +60,7 @@ func (e *Engine) endStart(ctx context.Context, s pod.AppStatus) error {
 	if !starting {
 		return nil
 	}
-	if err := e.killCgroup(s); err != nil {
+	if err := e.kill(ctx, s); err != nil {
 		return err
 	}
 	err := e.stopUnit(ctx, unit.App(string(s.ID)), func() bool { return e.appHangs(s.App) })

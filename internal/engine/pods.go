@@ -396,7 +396,7 @@ func (e *Engine) stopPod(ctx context.Context, id pod.ID) error {
 	}
 	// Once they are killed nothing of the apps uses the network: it is given back
 	// while their ends are recorded.
-	if err := e.killApps(s); err != nil {
+	if err := e.killApps(ctx, s); err != nil {
 		return err
 	}
 	ended := e.begin("stop the apps of a pod", func() error { return e.stopApps(ctx, s) })
@@ -418,10 +418,10 @@ func ignoreSame(err, told error) error {
 	return err
 }
 
-func (e *Engine) killApps(s pod.PodStatus) error {
+func (e *Engine) killApps(ctx context.Context, s pod.PodStatus) error {
 	for _, a := range s.Apps {
 		if a.Phase == pod.Running || a.Phase == pod.Unknown {
-			if err := e.killCgroup(a); err != nil {
+			if err := e.kill(ctx, a); err != nil {
 				return fmt.Errorf("kill app %s: %w", a.ID, err)
 			}
 		}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,6 +28,14 @@ func (e *Engine) signalApp(ctx context.Context, s pod.AppStatus) error {
 	p, err := e.store.ReadPod(s.Pod)
 	if err != nil {
 		return ignore(err, pod.ErrNotFound)
+	}
+	if iso, ok := e.iso[p.Isolator].(signaler); ok {
+		bounded, cancel := context.WithTimeout(ctx, remoteTime)
+		defer cancel()
+		if err := iso.Signal(bounded, p, s.ID, s.StopSignal, false); err != nil && !errors.Is(err, pod.ErrNotFound) {
+			e.log.Warn("an app is not told to stop: it will be killed", "app", s.ID, "err", err)
+		}
+		return nil
 	}
 	name := unit.App(string(s.ID))
 	if iso, ok := e.iso[p.Isolator].(around); ok && iso.MainIsAround() {

@@ -246,7 +246,7 @@ func (st *starting) joinStart(ctx context.Context) error {
 
 // stopUnit gives no grace: what it stops was never said to run.
 func (st *starting) stopUnit(ctx context.Context) error {
-	if err := st.e.killCgroup(st.a); err != nil {
+	if err := st.e.kill(ctx, st.a); err != nil {
 		return err
 	}
 	return st.e.stopUnless(ctx, unit.App(string(st.a.ID)), func() bool { return st.e.appHangs(st.a.App) })

@@ -199,11 +199,12 @@ func (e *Engine) appGone(ctx context.Context, id pod.ID) {
 const recordTime = time.Minute
 
 // appStarted is for an app that was being started when the view was loaded, by a
-// program that was killed: nothing else tells of its record.
+// program that was killed: nothing else tells of its record. One whose unit may be started
+// again has another process then.
 func (e *Engine) appStarted(ctx context.Context, id pod.ID) {
 	e.view.mu.RLock()
 	t, ok := e.view.entries[e.view.owner[id]]
-	waiting := ok && t.apps[id] != nil && t.apps[id].Run == nil && t.apps[id].unit.Loaded
+	waiting := ok && t.apps[id] != nil && t.apps[id].unit.Loaded && (t.apps[id].Run == nil || t.apps[id].Run.InvocationID == "")
 	e.view.mu.RUnlock()
 	if !waiting {
 		return

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -34,8 +33,9 @@ type Agent struct {
 type app struct {
 	starting sync.Mutex
 	*process
-	seccomp *initproc.Seccomp
-	execs   map[string]*process
+	seccomp  *initproc.Seccomp
+	oomScore int
+	execs    map[string]*process
 }
 
 var _ guestpb.GuestService = (*Agent)(nil)
@@ -84,14 +84,14 @@ func (a *Agent) Run(_ context.Context, r *guestpb.RunRequest) (*guestpb.RunRespo
 	a.mu.Lock()
 	one := a.apps[r.App]
 	if one == nil {
-		one = &app{seccomp: in.Process.Seccomp, execs: map[string]*process{}}
+		one = &app{seccomp: in.Process.Seccomp, oomScore: int(r.OomScoreAdj), execs: map[string]*process{}}
 		a.apps[r.App] = one
 	}
 	a.mu.Unlock()
 	one.starting.Lock()
 	defer one.starting.Unlock()
 	if one.process == nil {
-		p, err := a.start(r.App, in, r.Stdin)
+		p, err := a.start(r, in)
 		if err != nil {
 			a.mu.Lock()
 			delete(a.apps, r.App)
@@ -105,8 +105,8 @@ func (a *Agent) Run(_ context.Context, r *guestpb.RunRequest) (*guestpb.RunRespo
 	return &guestpb.RunResponse{Started: one.started.UnixNano()}, nil
 }
 
-func (a *Agent) start(app string, in initproc.Inside, stdin bool) (*process, error) {
-	dir := a.groups.app(app)
+func (a *Agent) start(r *guestpb.RunRequest, in initproc.Inside) (*process, error) {
+	app, dir := r.App, a.groups.app(r.App)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -125,7 +125,7 @@ func (a *Agent) start(app string, in initproc.Inside, stdin bool) (*process, err
 	if err := touch(in.Start); err != nil {
 		return nil, err
 	}
-	return launch{inside: in, stdin: stdin, cgroup: dir, ended: func(end *guestpb.WaitResponse) {
+	return launch{inside: in, stdin: r.Stdin, cgroup: dir, oomScore: int(r.OomScoreAdj), ended: func(end *guestpb.WaitResponse) {
 		end.OomKills = a.groups.oomKills(app)
 	}}.start()
 }
@@ -181,39 +181,6 @@ func (a *Agent) process(r *guestpb.Ref) (*process, error) {
 	return nil, status.Errorf(codes.NotFound, "app %s has no process %s", r.App, r.Exec)
 }
 
-// Exec runs a process in an app, under the app's seccomp profile.
-func (a *Agent) Exec(_ context.Context, r *guestpb.ExecRequest) (*guestpb.ExecResponse, error) {
-	if err := named(r.GetRef().GetApp(), r.GetRef().GetExec()); err != nil {
-		return nil, err
-	}
-	one, err := a.find(r.Ref.App)
-	if err != nil {
-		return nil, err
-	}
-	in := initproc.Inside{App: appFD}
-	if err := json.Unmarshal(r.Process, &in.Process); err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "read the process: %v", err)
-	}
-	in.Process.Seccomp = one.seccomp
-	select {
-	case <-one.done:
-		return nil, status.Errorf(codes.FailedPrecondition, "app %s has ended", r.Ref.App)
-	default:
-	}
-	dir := a.execGroup(r.Ref)
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, err
-	}
-	p, err := launch{inside: in, stdin: r.Stdin, cgroup: dir, app: one.pid}.start()
-	if err != nil {
-		return nil, status.Error(codes.Aborted, errors.Join(err, removeGroup(dir)).Error())
-	}
-	a.mu.Lock()
-	one.execs[r.Ref.Exec] = p
-	a.mu.Unlock()
-	return &guestpb.ExecResponse{}, nil
-}
-
 // Wait returns when the process has ended.
 func (a *Agent) Wait(ctx context.Context, r *guestpb.WaitRequest) (*guestpb.WaitResponse, error) {
 	p, err := a.process(r.GetRef())
@@ -224,15 +191,8 @@ func (a *Agent) Wait(ctx context.Context, r *guestpb.WaitRequest) (*guestpb.Wait
 	case <-p.done:
 		return p.end, nil
 	case <-ctx.Done():
-		if r.Kill && r.Ref.Exec != "" {
-			return nil, errors.Join(ctx.Err(), a.groups.kill(a.execGroup(r.Ref)))
-		}
 		return nil, ctx.Err()
 	}
-}
-
-func (a *Agent) execGroup(r *guestpb.Ref) string {
-	return filepath.Join(a.groups.app(r.App), "exec-"+r.Exec)
 }
 
 // Forget takes away what is left of a process. One that runs is killed.
@@ -256,28 +216,6 @@ func (a *Agent) Forget(_ context.Context, r *guestpb.ForgetRequest) (*guestpb.Fo
 	}
 	err := a.groups.remove(r.Ref.App)
 	return &guestpb.ForgetResponse{}, errors.Join(err, os.RemoveAll(filepath.Join(Scratch, r.Ref.App)), unshare(r.Ref.App))
-}
-
-func (a *Agent) forgetExec(r *guestpb.Ref) error {
-	if err := named(r.Exec); err != nil {
-		return err
-	}
-	a.mu.Lock()
-	var p *process
-	if one := a.apps[r.App]; one != nil {
-		p = one.execs[r.Exec]
-		delete(one.execs, r.Exec)
-	}
-	a.mu.Unlock()
-	if p == nil {
-		return nil
-	}
-	p.drop()
-	dir := a.execGroup(r)
-	if err := removeGroup(dir); !errors.Is(err, unix.EBUSY) { // a daemon that it left stays
-		return err
-	}
-	return nil
 }
 
 // Signal sends a signal to a process, or to all of an app.
@@ -358,32 +296,4 @@ func (a *Agent) Resize(_ context.Context, r *guestpb.ResizeRequest) (*guestpb.Re
 		set = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(r.Width), Row: uint16(r.Height)})
 	})
 	return &guestpb.ResizeResponse{}, errors.Join(err, set)
-}
-
-// Update changes limits of an app.
-func (a *Agent) Update(_ context.Context, r *guestpb.UpdateRequest) (*guestpb.UpdateResponse, error) {
-	if err := named(r.App); err != nil {
-		return nil, err
-	}
-	return &guestpb.UpdateResponse{}, a.groups.write(r.App, r.Files)
-}
-
-// Stats reads what an app uses, or the machine.
-func (a *Agent) Stats(_ context.Context, r *guestpb.StatsRequest) (*guestpb.StatsResponse, error) {
-	if r.App != "" {
-		if err := named(r.App); err != nil {
-			return nil, err
-		}
-	}
-	files, err := a.groups.read(r.App, r.Files)
-	if err != nil {
-		return nil, err
-	}
-	out := &guestpb.StatsResponse{Files: files, Time: time.Now().UnixNano()}
-	if r.App != "" {
-		if out.DiskBytes, out.DiskInodes, err = usage(filepath.Join(Scratch, r.App)); err != nil {
-			return nil, fmt.Errorf("measure the writable layer: %w", err)
-		}
-	}
-	return out, nil
 }

@@ -107,6 +107,41 @@ func (g groups) oomKills(app string) uint32 {
 	return 0
 }
 
+// processes are those of an app.
+func (g groups) processes(app string) (pids []string) {
+	_ = filepath.WalkDir(g.app(app), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != "cgroup.procs" {
+			return nil // it went meanwhile
+		}
+		if data, err := os.ReadFile(path); err == nil {
+			pids = append(pids, strings.Fields(string(data))...)
+		}
+		return nil
+	})
+	return pids
+}
+
+// rescore gives the processes of an app another OOM score, but for those that have chosen
+// one for themselves. What is forked meanwhile inherits either: so it is done twice.
+func (g groups) rescore(app string, was, now int) error {
+	if was == now {
+		return nil
+	}
+	for range 2 {
+		for _, pid := range g.processes(app) {
+			file := filepath.Join("/proc", pid, "oom_score_adj")
+			have, err := os.ReadFile(file)
+			if err == nil && strings.TrimSpace(string(have)) == strconv.Itoa(was) {
+				err = writeFile(file, strconv.Itoa(now))
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("set OOM score of process %s: %w", pid, err)
+			}
+		}
+	}
+	return nil
+}
+
 // kill ends all that runs in a cgroup.
 func (g groups) kill(dir string) error {
 	err := writeFile(filepath.Join(dir, "cgroup.kill"), "1")

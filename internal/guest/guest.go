@@ -9,7 +9,8 @@
 //
 //	boot.go      what the first process does before there is an app
 //	network.go   the machine's interface
-//	agent.go     the calls
+//	agent.go     the calls; exec.go and limits.go, those of execs, limits and statistics
+//	forward.go   connections from the host to the machine's loopback
 //	process.go   a process, from its start to its end
 //	cgroup.go    limits and statistics
 //	output.go    what processes say; input.go, what is said to them
@@ -18,6 +19,8 @@ package guest
 const (
 	// Port is where the agent listens, on vsock.
 	Port = 1024
+	// ForwardPort is where connections come that go on to a port of the loopback.
+	ForwardPort = 1025
 	// Tag is the name of the file system that the host shares.
 	Tag = "gantry"
 	// Share is where it is in the machine.
@@ -28,6 +31,8 @@ const (
 	ScratchSerial = "gantry-scratch"
 	// MachineFile tells, in the share, what the machine is to be.
 	MachineFile = "machine.json"
+	// LastWordsFile has, in the share, why the agent has failed.
+	LastWordsFile = "agent-failed"
 	// Shm is what the apps of the pod share as /dev/shm.
 	Shm = "/run/shm"
 )

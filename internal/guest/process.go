@@ -10,7 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -41,21 +43,29 @@ type process struct {
 
 	done chan struct{} // closed when end is there
 	end  *guestpb.WaitResponse
+
+	// Of an exec: closed when it is somebody's, and when it is forgotten.
+	held, forgotten chan struct{}
+	once            sync.Once
 }
+
+func (p *process) hold() { p.once.Do(func() { close(p.held) }) }
 
 // launch is all that a process is started with.
 type launch struct {
 	inside initproc.Inside
 	stdin  bool
 	cgroup string
-	app    int // the process of the app to join, 0 for an app itself
+	// oomScore is the process's oom_score_adj.
+	oomScore int
+	app      int // the process of the app to join, 0 for an app itself
 	// ended tells of the end what only the machine knows.
 	ended func(*guestpb.WaitResponse)
 }
 
 // start returns when the program runs.
 func (l launch) start() (_ *process, err error) {
-	p := &process{done: make(chan struct{})}
+	p := &process{done: make(chan struct{}), held: make(chan struct{}), forgotten: make(chan struct{})}
 	var closers []io.Closer
 	defer func() {
 		for _, c := range closers { // the ends of the child
@@ -128,6 +138,9 @@ func (l launch) run(cmd *exec.Cmd) (said string, err error) {
 	cmd.ExtraFiles = []*os.File{spec, errsEnd}
 	err = l.startIn(cmd)
 	err = errors.Join(err, spec.Close(), errsEnd.Close())
+	if err == nil && l.oomScore != 0 {
+		err = writeFile(fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid), strconv.Itoa(l.oomScore))
+	}
 	if err == nil {
 		err = errors.Join(json.NewEncoder(specEnd).Encode(l.inside), specEnd.Close())
 	} else {

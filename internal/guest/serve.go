@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/ttrpc"
 	"github.com/mdlayher/vsock"
@@ -19,6 +20,8 @@ import (
 func First(ctx context.Context, version string) {
 	err := first(ctx, version)
 	fmt.Fprintf(os.Stderr, "gantry-guest: %v\n", err)
+	// For the records of the host, if it shares its files already.
+	_ = os.WriteFile(filepath.Join(Share, LastWordsFile), []byte(err.Error()), 0o600)
 	unix.Sync()
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
 		fmt.Fprintf(os.Stderr, "gantry-guest: power off: %v\n", err)
@@ -34,7 +37,32 @@ func first(ctx context.Context, version string) error {
 	if err != nil {
 		return fmt.Errorf("listen for the host: %w", err)
 	}
-	return NewAgent(version, cgroupRoot).Serve(ctx, l)
+	forwards, err := vsock.Listen(ForwardPort, nil)
+	if err != nil {
+		return fmt.Errorf("listen for connections of the host: %w", err)
+	}
+	failed := make(chan error, 2)
+	go func() { failed <- Forward(ctx, hostOnly{forwards}) }()
+	go func() { failed <- NewAgent(version, cgroupRoot).Serve(ctx, hostOnly{l}) }()
+	return <-failed
+}
+
+// hostOnly takes connections of the host alone: an app has no business with the agent.
+type hostOnly struct{ net.Listener }
+
+func (l hostOnly) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil || fromHost(conn.RemoteAddr()) {
+			return conn, err
+		}
+		_ = conn.Close() // whoever it is gets no answer
+	}
+}
+
+func fromHost(from net.Addr) bool {
+	a, ok := from.(*vsock.Addr)
+	return ok && a.ContextID == vsock.Host
 }
 
 // Serve answers the host until ctx ends.

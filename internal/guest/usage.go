@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -9,11 +10,14 @@ import (
 
 // usage counts what is below a directory: bytes on disk, and inodes. What goes meanwhile
 // does not count.
-func usage(dir string) (bytes, inodes uint64, err error) {
+func usage(ctx context.Context, dir string) (bytes, inodes uint64, err error) {
 	seen := map[uint64]bool{} // hard links
 	err = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
+		}
+		if err == nil {
+			err = ctx.Err()
 		}
 		if err != nil {
 			return err

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -56,6 +59,11 @@ func finish(dir, env string, kills int) error {
 		return nil // the app was removed before all of its processes had died
 	}
 	s, planErr := readStart(dir)
+	if len(s.End) > 0 && !HasEnded(dir) {
+		if s.end(os.Getenv(env+"SERVICE_RESULT"), env != "") {
+			return nil
+		}
+	}
 	if err := recordExit(dir, env, kills); err != nil {
 		return err
 	}
@@ -69,7 +77,7 @@ func finish(dir, env string, kills int) error {
 // recordExit writes the record, unless there is one. env begins the names of the
 // variables in which systemd tells of the end.
 func recordExit(dir, env string, kills int) error {
-	path := filepath.Join(dir, "exit.json")
+	path := filepath.Join(dir, exitFile)
 	if disk.Exists(path) {
 		return nil
 	}
@@ -87,6 +95,32 @@ func recordExit(dir, env string, kills int) error {
 		return fmt.Errorf("record exit: %w", err)
 	}
 	return disk.WriteReserved(path, filepath.Join(dir, reserveFile), record, 0o644)
+}
+
+// GoesOn is the exit code of a Start.End that found nothing to end.
+const GoesOn = 75
+
+// endTime bounds how long an app may take to be ended by another program.
+const endTime = 25 * time.Second
+
+// end has an app ended whose processes are not the unit's. Last tells that the unit is
+// down for good.
+func (s Start) end(result string, last bool) (goesOn bool) {
+	if last {
+		result = ""
+	}
+	cmd := exec.Command(s.End[0], append(slices.Clone(s.End[1:]), result)...)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	err := within(cmd, endTime)
+	var status *exec.ExitError
+	if errors.As(err, &status) && status.ExitCode() == GoesOn {
+		return true
+	}
+	if err != nil { // what is known of the end is recorded all the same
+		fmt.Fprintln(os.Stderr, "end the app:", err)
+	}
+	return false
 }
 
 func readMessage(dir, file string) string {

@@ -91,3 +91,26 @@ func TestParseOOMKills(t *testing.T) {
 		t.Errorf("got %d, want 2", n)
 	}
 }
+
+// TestEndElsewhere: an app that another program ends is recorded by that, or by what systemd
+// says; as long as it goes on there is no end.
+func TestEndElsewhere(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		script string
+		last   bool
+		goesOn bool
+	}{
+		"it runs on":         {`test "$1" = signal && exit 75`, false, true},
+		"nothing follows":    {`test "$1" = signal && exit 75; exit 0`, true, false},
+		"it cannot be ended": {"exit 1", false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := Start{End: []string{"/bin/sh", "-c", c.script, "sh"}}
+			if got := s.end("signal", c.last); got != c.goesOn {
+				t.Errorf("it goes on: %t", got)
+			}
+		})
+	}
+}

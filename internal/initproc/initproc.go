@@ -27,6 +27,8 @@ const (
 	Exits = RunRoot + "/exits"
 	// StartFile is the plan's part for gantry-init, in the app's directory.
 	StartFile = "start.json"
+	// runFile and exitFile are the records of the start and the end.
+	runFile, exitFile = "run.json", "exit.json"
 	// startErrorFile holds why an app could not be started.
 	startErrorFile = "start-error"
 	// startDiedFile holds it where the app's process had ended before.
@@ -121,7 +123,7 @@ func bootID() (string, error) {
 // runRecord reads the record of the app's start, nil if it never had a process.
 func runRecord(dir string) *pod.Run {
 	var r pod.Run
-	if readJSON(filepath.Join(dir, "run.json"), &r) != nil {
+	if readJSON(filepath.Join(dir, runFile), &r) != nil {
 		return nil
 	}
 	return &r

@@ -40,18 +40,37 @@ func GiveTerminal(s Stdio, app, console string, master *os.File) error {
 // SendTerminal sends the master of a terminal to who listens at a socket.
 func SendTerminal(socket string, master *os.File) error { return sendTerminal(socket, master) }
 
-// Running records that the app runs, and tells systemd.
+// Running records that the app runs, and by which process it is stood for. The unit's
+// invocation is left out: another process that takes this one's place is another one.
 func Running(dir string) error {
+	if run := runRecord(dir); run != nil {
+		run.PID = os.Getpid()
+		record, err := json.Marshal(run)
+		if err != nil {
+			return fmt.Errorf("write run record: %w", err)
+		}
+		return disk.WriteFile(filepath.Join(dir, runFile), record, 0o644)
+	}
+	// An app may run without: then a disk that is full when it ends costs its record.
+	if err := disk.Reserve(filepath.Join(dir, reserveFile), reserveSize, 0o644); err != nil {
+		fmt.Fprintln(os.Stderr, "keep room for the record of the end:", err)
+	}
 	u, err := ownUnit()
 	if err != nil {
 		return err
 	}
-	if !disk.Exists(filepath.Join(dir, "run.json")) {
-		if err := writeRun(dir, u, os.Getpid()); err != nil {
-			return err
-		}
-	}
-	conn, err := notifySocket(u.Notify)
+	u.Invocation = ""
+	return writeRun(dir, u, os.Getpid())
+}
+
+// HasRun tells whether an app was started, by whichever process, and HasEnded whether the
+// end is recorded.
+func HasRun(dir string) bool   { return disk.Exists(filepath.Join(dir, runFile)) }
+func HasEnded(dir string) bool { return disk.Exists(filepath.Join(dir, exitFile)) }
+
+// Ready tells systemd that the unit is up.
+func Ready() error {
+	conn, err := notifySocket(os.Getenv("NOTIFY_SOCKET"))
 	if err != nil {
 		return fmt.Errorf("tell systemd: %w", err)
 	}
@@ -64,8 +83,7 @@ func Running(dir string) error {
 
 // Ended records how the app ended, unless that is known.
 func Ended(dir string, e pod.Exit) error {
-	path := filepath.Join(dir, "exit.json")
-	if disk.Exists(path) {
+	if HasEnded(dir) {
 		return nil
 	}
 	boot, err := bootID()
@@ -80,7 +98,7 @@ func Ended(dir string, e pod.Exit) error {
 	if err != nil {
 		return fmt.Errorf("record exit: %w", err)
 	}
-	return disk.WriteReserved(path, filepath.Join(dir, reserveFile), record, 0o644)
+	return disk.WriteReserved(filepath.Join(dir, exitFile), filepath.Join(dir, reserveFile), record, 0o644)
 }
 
 // NotStarted leaves for the recorder of the end why the app could not be started.

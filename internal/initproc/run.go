@@ -185,5 +185,5 @@ func writeRun(dir string, u unitFacts, pid int) error {
 	if err != nil {
 		return fmt.Errorf("write run record: %w", err)
 	}
-	return disk.WriteFile(filepath.Join(dir, "run.json"), record, 0o644)
+	return disk.WriteFile(filepath.Join(dir, runFile), record, 0o644)
 }

@@ -10,6 +10,10 @@ type Start struct {
 	// Around is the command line of a program that is put around the app: gantry-init
 	// becomes it, and what it runs in place of AppArg becomes the app. It needs Self.
 	Around []string `json:"around,omitempty"`
+	// End is the command that ends an app whose processes are not the unit's, and records
+	// how. It is told the unit's result, "" where nothing follows this end; with the exit
+	// code GoesOn the app runs, and so will the unit.
+	End []string `json:"end,omitempty"`
 	// Program has gantry-init become what process.json says as it is, a program of the
 	// host. The rootfs is mounted, and all else is that program's.
 	Program bool `json:"program,omitempty"`

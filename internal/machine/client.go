@@ -30,6 +30,43 @@ func Dial(cid uint32) (*Client, error) {
 	return NewClient(conn), nil
 }
 
+// dial does it within the time of ctx.
+func dial(ctx context.Context, cid uint32) (*Client, error) {
+	conn, err := connectTo(ctx, cid, guest.Port)
+	if err != nil {
+		return nil, err
+	}
+	return NewClient(conn), nil
+}
+
+// connectTo connects to a port of a machine on vsock, which may hang.
+func connectTo(ctx context.Context, cid, port uint32) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		conn, err := vsock.Dial(cid, port, nil)
+		if err != nil {
+			done <- result{err: fmt.Errorf("reach the machine: %w: %w", err, pod.ErrUnavailable)}
+			return
+		}
+		done <- result{conn: conn}
+	}()
+	select {
+	case r := <-done:
+		return r.conn, r.err
+	case <-ctx.Done():
+		go func() {
+			if r := <-done; r.err == nil {
+				_ = r.conn.Close() // too late
+			}
+		}()
+		return nil, fmt.Errorf("reach the machine: %w: %w", context.Cause(ctx), pod.ErrUnavailable)
+	}
+}
+
 // NewClient calls an agent over a connection.
 func NewClient(conn net.Conn) *Client {
 	c := ttrpc.NewClient(conn)
@@ -67,13 +104,13 @@ func Await(ctx context.Context, podDir string, pid int, patience time.Duration) 
 }
 
 func ask(ctx context.Context, cid uint32) (*guestpb.InfoResponse, error) {
-	c, err := Dial(cid)
+	const patience = 5 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c, err := dial(ctx, cid)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	const patience = 5 * time.Second
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
 	return c.Info(ctx, &guestpb.InfoRequest{})
 }

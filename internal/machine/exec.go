@@ -3,12 +3,10 @@ package machine
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"os/signal"
 	"strings"
-	"sync"
 
 	"gantry/internal/guest/guestpb"
 	"gantry/internal/initproc"
@@ -17,28 +15,23 @@ import (
 // RunExec runs a process in an app, and stands for it: its exit code is returned. With a
 // console its terminal is given to who listens there. What it was to run is in a file.
 func RunExec(ctx context.Context, dir, file, console string) (code int, err error) {
-	var a App
-	if err := readJSON(filepath.Join(dir, AppFile), &a); err != nil {
-		return 0, fmt.Errorf("read plan: %w", err)
+	p, err := newProxy(dir)
+	if err != nil {
+		return 0, err
 	}
+	defer signal.Stop(p.in)
 	process, err := os.ReadFile(file)
 	if err != nil {
 		return 0, fmt.Errorf("read process: %w", err)
 	}
-	p := proxy{app: a, dir: dir, ref: &guestpb.Ref{App: a.ID, Exec: strings.ToLower(rand.Text())}}
+	p.ref = &guestpb.Ref{App: p.app.ID, Exec: strings.ToLower(rand.Text())}
 	p.stdio = [3]*os.File{os.Stdin, os.Stdout, os.Stderr}
 	if console != "" {
-		slave, master, err := terminal()
-		if err != nil {
+		if err := p.giveTerminal(console); err != nil {
 			return 0, err
 		}
-		defer master.Close()
-		if err := initproc.SendTerminal(console, master); err != nil {
-			return 0, fmt.Errorf("hand over the terminal: %w", err)
-		}
-		p.stdio, p.master = [3]*os.File{slave, slave, slave}, slave
 	}
-	if p.client, err = Dial(a.CID); err != nil {
+	if p.client, err = Dial(p.app.CID); err != nil {
 		return 0, err
 	}
 	defer p.client.Close()
@@ -48,23 +41,40 @@ func RunExec(ctx context.Context, dir, file, console string) (code int, err erro
 	return p.follow(ctx)
 }
 
+func (p *proxy) giveTerminal(console string) error {
+	slave, master, err := terminal()
+	if err != nil {
+		return err
+	}
+	defer master.Close()
+	p.stdio, p.master = [3]*os.File{slave, slave, slave}, slave
+	if err := own(slave); err != nil {
+		return err
+	}
+	if err := initproc.SendTerminal(console, master); err != nil {
+		return fmt.Errorf("hand over the terminal: %w", err)
+	}
+	return nil
+}
+
 // follow passes everything on until the process has ended. It ends with us.
 func (p *proxy) follow(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go p.signals(ctx)
 	go p.feed(ctx)
-	p.resize(ctx)
-	var said sync.WaitGroup
-	var errs [2]error
-	for i := range p.outputs() {
-		said.Go(func() { errs[i] = p.hear(ctx, uint32(i+1), p.stdio[i+1]) })
+	// The process ends with this connection. An error shows in the other calls.
+	go func() { _, _ = p.client.Hold(ctx, &guestpb.HoldRequest{Ref: p.ref}) }()
+	if p.master != nil {
+		p.resize(ctx, p.size())
 	}
-	end, err := p.client.Wait(ctx, &guestpb.WaitRequest{Ref: p.ref, Kill: true})
+	end, err := p.listen(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("wait for the end: %w", err)
+		return 0, err
 	}
-	said.Wait()
+	for _, f := range p.stdio {
+		_ = f.Close() // a terminal is there three times
+	}
 	_, err = p.client.Forget(ctx, &guestpb.ForgetRequest{Ref: p.ref})
-	return int(end.Code), errors.Join(err, errs[0], errs[1])
+	return int(end.Code), err
 }

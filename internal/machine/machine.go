@@ -8,7 +8,8 @@
 //	boot.go     what a machine boots
 //	network.go  the way from the pod's interface into the machine
 //	client.go   calls of the agent
-//	app.go      an app's process on the host; exec.go, an exec's
+//	app.go      an app's process on the host; exec.go, an exec's; proxy.go, what both do
+//	end.go      how a machine ended
 //	share.go    what an app sees of the host
 package machine
 

@@ -136,13 +136,6 @@ func terminal() (slave, master *os.File, err error) {
 	if err == nil {
 		_, err = term.MakeRaw(int(slave.Fd()))
 	}
-	if err == nil { // so that we hear of its size
-		if _, sessionErr := unix.Setsid(); sessionErr != nil && sessionErr != unix.EPERM {
-			err = sessionErr
-		} else {
-			err = unix.IoctlSetInt(int(slave.Fd()), unix.TIOCSCTTY, 0)
-		}
-	}
 	if err != nil {
 		if slave != nil {
 			slave.Close()
@@ -151,4 +144,15 @@ func terminal() (slave, master *os.File, err error) {
 		return nil, nil, fmt.Errorf("make a terminal: %w", err)
 	}
 	return slave, master, nil
+}
+
+// own makes a terminal ours, so that we hear of its size.
+func own(slave *os.File) error {
+	if _, err := unix.Setsid(); err != nil && !errors.Is(err, unix.EPERM) { // we lead one already
+		return fmt.Errorf("begin a session: %w", err)
+	}
+	if err := unix.IoctlSetInt(int(slave.Fd()), unix.TIOCSCTTY, 0); err != nil {
+		return fmt.Errorf("take the terminal: %w", err)
+	}
+	return nil
 }

@@ -49,6 +49,19 @@ func (c Client) Console(ctx context.Context, app pod.ID, timeout time.Duration) 
 	return wrap("wait for terminal of app", app, err)
 }
 
+// Written tells how many bytes were ever written to an app's stdout and stderr. It is exact
+// if nobody writes.
+func (c Client) Written(ctx context.Context, app pod.ID) (n [2]uint64, err error) {
+	r, err := c.call(ctx, request{Op: "written", App: app})
+	if err == nil && r.Written == nil {
+		err = errors.New("empty answer")
+	}
+	if err != nil {
+		return n, wrap("count output of app", app, err)
+	}
+	return *r.Written, nil
+}
+
 // Status asks for the totals, or also for one app unless it is "".
 func (c Client) Status(ctx context.Context, app pod.ID) (Status, error) {
 	r, err := c.call(ctx, request{Op: "status", App: app})

@@ -178,7 +178,7 @@ func TestWritten(t *testing.T) {
 	print(t, a.stdout, " yet\n", 1)
 	s.written(a, 21, 6)
 	s.drain(a)
-	if _, err := s.client.call(t.Context(), request{Op: "written", App: a.spec.App}); !errors.Is(err, pod.ErrNotFound) {
+	if _, err := s.client.Written(t.Context(), a.spec.App); !errors.Is(err, pod.ErrNotFound) {
 		t.Errorf("after the end: %v", err)
 	}
 }

@@ -361,9 +361,9 @@ func (s *supervisor) tryStart(a *app) error {
 // written checks how much was written to an app's outputs.
 func (s *supervisor) written(a *app, stdout, stderr int) {
 	s.t.Helper()
-	r, err := s.client.call(s.t.Context(), request{Op: "written", App: a.spec.App})
-	if want := [2]uint64{uint64(stdout), uint64(stderr)}; err != nil || r.Written == nil || *r.Written != want {
-		s.t.Errorf("written %v, %v, want %v", r.Written, err, want)
+	got, err := s.client.Written(s.t.Context(), a.spec.App)
+	if want := [2]uint64{uint64(stdout), uint64(stderr)}; err != nil || got != want {
+		s.t.Errorf("written %v, %v, want %v", got, err, want)
 	}
 }
 

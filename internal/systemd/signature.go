@@ -7,7 +7,7 @@ import "strings"
 // table a unit test finds it. Names that are not here are passed as they are.
 var signatures = map[string]string{
 	"Description": "s", "Slice": "s", "CollectMode": "s", "OOMPolicy": "s", "Type": "s",
-	"KillMode": "s", "NotifyAccess": "s", "Restart": "s", "DevicePolicy": "s", "What": "s", "Where": "s",
+	"KillMode": "s", "NotifyAccess": "s", "Restart": "s", "RestartMode": "s", "DevicePolicy": "s", "What": "s", "Where": "s",
 	"Options": "s", "WorkingDirectory": "s", "User": "s", "Group": "s", "StandardInput": "s",
 	"StandardOutput": "s", "StandardError": "s", "SyslogIdentifier": "s", "DelegateSubgroup": "s",
 	"ExitType": "s", "LogNamespace": "s", "FailureAction": "s", "ManagedOOMSwap": "s", "ManagedOOMMemoryPressure": "s", "PIDFile": "s",
@@ -21,7 +21,7 @@ var signatures = map[string]string{
 	"CPUWeight": "t", "CPUQuotaPerSecUSec": "t", "CPUQuotaPeriodUSec": "t", "MemoryMin": "t", "MemoryLow": "t",
 	"MemoryHigh": "t", "MemoryMax": "t", "MemorySwapMax": "t", "MemoryZSwapMax": "t", "TasksMax": "t", "IOWeight": "t",
 	"TimeoutStartUSec": "t", "TimeoutStopUSec": "t", "TimeoutUSec": "t", "TimeoutAbortUSec": "t",
-	"RuntimeMaxUSec": "t", "WatchdogUSec": "t", "RestartUSec": "t", "MountFlags": "t",
+	"RuntimeMaxUSec": "t", "WatchdogUSec": "t", "RestartUSec": "t", "StartLimitIntervalUSec": "t", "MountFlags": "t",
 	"JobTimeoutUSec": "t", "JobRunningTimeoutUSec": "t",
 	"FileDescriptorStoreMax": "u", "UMask": "u", "DirectoryMode": "u",
 

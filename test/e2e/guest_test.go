@@ -24,6 +24,7 @@ import (
 type agent struct {
 	guestpb.GuestService
 	t            *testing.T
+	socket       string
 	lower, upper string
 }
 
@@ -45,15 +46,23 @@ func startAgent(t *testing.T) agent {
 			t.Error(err)
 		}
 	})
-	conn, err := net.Dial("unix", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := ttrpc.NewClient(conn)
-	t.Cleanup(func() { client.Close() })
-	a := agent{guestpb.NewGuestClient(client), t, t.TempDir(), t.TempDir()}
+	a := agent{t: t, socket: l.Addr().String(), lower: t.TempDir(), upper: t.TempDir()}
+	service, end := a.another()
+	t.Cleanup(end)
+	a.GuestService = service
 	sh(t, "mkdir "+a.lower+"/bin && cp /bin/busybox "+a.lower+"/bin/ && for n in sh cat sleep ps id stty tty mount touch head; do ln -s busybox "+a.lower+"/bin/$n; done")
 	return a
+}
+
+// another is one more connection.
+func (a agent) another() (service guestpb.GuestService, end func()) {
+	a.t.Helper()
+	conn, err := net.Dial("unix", a.socket)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	client := ttrpc.NewClient(conn)
+	return guestpb.NewGuestClient(client), func() { client.Close() }
 }
 
 // request is a request for an app that runs a script.
@@ -223,5 +232,85 @@ func TestGuestAgentLimits(t *testing.T) {
 		}))
 	if _, _, end := a.end(app); end.Signal != 9 || end.OomKills == 0 {
 		t.Errorf("without memory: %v", end)
+	}
+}
+
+// TestGuestAgentExecIsHeld: an exec lives as long as somebody holds it, and one whose caller
+// was killed before it could is ended, too.
+func TestGuestAgentExecIsHeld(t *testing.T) {
+	guard(t)
+	a := startAgent(t)
+	a.run(a.request("held", "sleep 1000000", nil))
+	process := encode(t, initproc.Process{Args: []string{"sh", "-c", "sleep 1000001 & sleep 1000002"}, Env: []string{"PATH=/bin"}, Cwd: "/"})
+	running := func() string { return strings.TrimSpace(sh(t, "pgrep -fc 'sleep 100000[12]' || true")) }
+	for name, hold := range map[string]bool{"caller": true, "nobody": false} {
+		ref := &guestpb.Ref{App: "held", Exec: name}
+		other, end := a.another()
+		if _, err := other.Exec(t.Context(), &guestpb.ExecRequest{Ref: ref, Process: process}); err != nil {
+			t.Fatal(err)
+		}
+		if hold {
+			go func() { _, _ = other.Hold(context.WithoutCancel(t.Context()), &guestpb.HoldRequest{Ref: ref}) }() // ends with the connection
+			eventually(t, 10*time.Second, "the exec runs", func() bool { return running() == "3" })
+		}
+		end()
+		eventually(t, 20*time.Second, "the exec of "+name+" is ended and forgotten", func() bool {
+			_, err := a.Wait(t.Context(), &guestpb.WaitRequest{Ref: ref})
+			return running() == "0" && err != nil && strings.Contains(err.Error(), "has no process")
+		})
+	}
+	kept := &guestpb.Ref{App: "held", Exec: "kept"}
+	if _, err := a.Exec(t.Context(), &guestpb.ExecRequest{Ref: kept, Process: encode(t, initproc.Process{Args: []string{"true"}, Env: []string{"PATH=/bin"}, Cwd: "/"})}); err == nil {
+		t.Error("the image has a program true") // so that the next one is what is tried
+	}
+	if _, err := a.Exec(t.Context(), &guestpb.ExecRequest{Ref: kept, Process: encode(t, initproc.Process{Args: []string{"sh", "-c", "exit 3"}, Env: []string{"PATH=/bin"}, Cwd: "/"})}); err != nil {
+		t.Fatal(err)
+	}
+	held := make(chan error, 1)
+	go func() {
+		_, err := a.Hold(context.WithoutCancel(t.Context()), &guestpb.HoldRequest{Ref: kept})
+		held <- err
+	}()
+	if _, _, end := a.end(kept); end.Code != 3 {
+		t.Errorf("it ended as %v", end)
+	}
+	if _, err := a.Forget(t.Context(), &guestpb.ForgetRequest{Ref: kept}); err != nil {
+		t.Error(err)
+	}
+	if err := <-held; err != nil {
+		t.Errorf("to hold what is forgotten: %v", err)
+	}
+}
+
+// TestGuestAgentUpdate: limits and OOM scores of what runs are changed.
+func TestGuestAgentUpdate(t *testing.T) {
+	guard(t)
+	a := startAgent(t)
+	r := a.request("sized", "sleep 1000000 & wait", nil)
+	r.OomScoreAdj = 500
+	a.run(r)
+	scores := func() string {
+		return strings.Join(strings.Fields(sh(t, "for p in $(cat /sys/fs/cgroup/trial-guest/apps/sized/cgroup.procs); do cat /proc/$p/oom_score_adj; done")), " ")
+	}
+	if got := scores(); !strings.HasPrefix(got, "500") {
+		t.Errorf("the OOM scores are %q", got)
+	}
+	for _, c := range []struct{ file, value, want string }{{"memory.max", "33554432", "33554432"}, {"pids.max", "77", "77"}, {"memory.max", "max", "max"}} {
+		if _, err := a.Update(t.Context(), &guestpb.UpdateRequest{App: "sized", Files: []*guestpb.File{{Name: c.file, Value: c.value}}, OomScoreWas: 500, OomScoreAdj: 600}); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.TrimSpace(sh(t, "cat /sys/fs/cgroup/trial-guest/apps/sized/"+c.file)); got != c.want {
+			t.Errorf("%s is %s, want %s", c.file, got, c.want)
+		}
+	}
+	if got := scores(); got != "600 600" && got != "600" {
+		t.Errorf("the OOM scores are %q", got)
+	}
+	if _, err := a.Update(t.Context(), &guestpb.UpdateRequest{App: "sized", Files: []*guestpb.File{{Name: "cgroup.procs", Value: "1"}}}); err == nil {
+		t.Error("any file may be written")
+	}
+	s, err := a.Stats(t.Context(), &guestpb.StatsRequest{App: "sized", Files: []string{"memory.current"}, Disk: true})
+	if err != nil || s.Processes == 0 || len(s.Files) != 1 {
+		t.Errorf("statistics %v, %v", s, err)
 	}
 }

@@ -178,6 +178,7 @@ type RunRequest struct {
 	Start         []byte                 `protobuf:"bytes,2,opt,name=start,proto3" json:"start,omitempty"`     // the JSON of a Start, as gantry-init knows it, with paths of the machine
 	Process       []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // the JSON of its Process
 	Stdin         bool                   `protobuf:"varint,4,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	OomScoreAdj   int32                  `protobuf:"varint,5,opt,name=oom_score_adj,json=oomScoreAdj,proto3" json:"oom_score_adj,omitempty"` // its execs have it, too
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -238,6 +239,13 @@ func (x *RunRequest) GetStdin() bool {
 		return x.Stdin
 	}
 	return false
+}
+
+func (x *RunRequest) GetOomScoreAdj() int32 {
+	if x != nil {
+		return x.OomScoreAdj
+	}
+	return 0
 }
 
 type RunResponse struct {
@@ -380,17 +388,96 @@ func (*ExecResponse) Descriptor() ([]byte, []int) {
 	return file_guest_proto_rawDescGZIP(), []int{6}
 }
 
+type HoldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *Ref                   `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldRequest) Reset() {
+	*x = HoldRequest{}
+	mi := &file_guest_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldRequest) ProtoMessage() {}
+
+func (x *HoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
+func (*HoldRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HoldRequest) GetRef() *Ref {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+type HoldResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldResponse) Reset() {
+	*x = HoldResponse{}
+	mi := &file_guest_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldResponse) ProtoMessage() {}
+
+func (x *HoldResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
+func (*HoldResponse) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{8}
+}
+
 type WaitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *Ref                   `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	Kill          bool                   `protobuf:"varint,2,opt,name=kill,proto3" json:"kill,omitempty"` // an exec, with all that it started, if the connection is gone before its end
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_guest_proto_msgTypes[7]
+	mi := &file_guest_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -402,7 +489,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[7]
+	mi := &file_guest_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -415,7 +502,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{7}
+	return file_guest_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WaitRequest) GetRef() *Ref {
@@ -423,13 +510,6 @@ func (x *WaitRequest) GetRef() *Ref {
 		return x.Ref
 	}
 	return nil
-}
-
-func (x *WaitRequest) GetKill() bool {
-	if x != nil {
-		return x.Kill
-	}
-	return false
 }
 
 type WaitResponse struct {
@@ -446,7 +526,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_guest_proto_msgTypes[8]
+	mi := &file_guest_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +538,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[8]
+	mi := &file_guest_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +551,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{8}
+	return file_guest_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WaitResponse) GetCode() int32 {
@@ -525,7 +605,7 @@ type ForgetRequest struct {
 
 func (x *ForgetRequest) Reset() {
 	*x = ForgetRequest{}
-	mi := &file_guest_proto_msgTypes[9]
+	mi := &file_guest_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -537,7 +617,7 @@ func (x *ForgetRequest) String() string {
 func (*ForgetRequest) ProtoMessage() {}
 
 func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[9]
+	mi := &file_guest_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -550,7 +630,7 @@ func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetRequest.ProtoReflect.Descriptor instead.
 func (*ForgetRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{9}
+	return file_guest_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ForgetRequest) GetRef() *Ref {
@@ -568,7 +648,7 @@ type ForgetResponse struct {
 
 func (x *ForgetResponse) Reset() {
 	*x = ForgetResponse{}
-	mi := &file_guest_proto_msgTypes[10]
+	mi := &file_guest_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +660,7 @@ func (x *ForgetResponse) String() string {
 func (*ForgetResponse) ProtoMessage() {}
 
 func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[10]
+	mi := &file_guest_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +673,7 @@ func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetResponse.ProtoReflect.Descriptor instead.
 func (*ForgetResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{10}
+	return file_guest_proto_rawDescGZIP(), []int{12}
 }
 
 type SignalRequest struct {
@@ -607,7 +687,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_guest_proto_msgTypes[11]
+	mi := &file_guest_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +699,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[11]
+	mi := &file_guest_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +712,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{11}
+	return file_guest_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SignalRequest) GetRef() *Ref {
@@ -664,7 +744,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +756,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +769,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{12}
+	return file_guest_proto_rawDescGZIP(), []int{14}
 }
 
 type ReadRequest struct {
@@ -704,7 +784,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +796,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +809,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{13}
+	return file_guest_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReadRequest) GetRef() *Ref {
@@ -771,7 +851,7 @@ type ReadResponse struct {
 
 func (x *ReadResponse) Reset() {
 	*x = ReadResponse{}
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -783,7 +863,7 @@ func (x *ReadResponse) String() string {
 func (*ReadResponse) ProtoMessage() {}
 
 func (x *ReadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -796,7 +876,7 @@ func (x *ReadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
 func (*ReadResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{14}
+	return file_guest_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReadResponse) GetData() []byte {
@@ -832,7 +912,7 @@ type WriteRequest struct {
 
 func (x *WriteRequest) Reset() {
 	*x = WriteRequest{}
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +924,7 @@ func (x *WriteRequest) String() string {
 func (*WriteRequest) ProtoMessage() {}
 
 func (x *WriteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +937,7 @@ func (x *WriteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteRequest.ProtoReflect.Descriptor instead.
 func (*WriteRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{15}
+	return file_guest_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WriteRequest) GetRef() *Ref {
@@ -897,7 +977,7 @@ type WriteResponse struct {
 
 func (x *WriteResponse) Reset() {
 	*x = WriteResponse{}
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +989,7 @@ func (x *WriteResponse) String() string {
 func (*WriteResponse) ProtoMessage() {}
 
 func (x *WriteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +1002,7 @@ func (x *WriteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteResponse.ProtoReflect.Descriptor instead.
 func (*WriteResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{16}
+	return file_guest_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WriteResponse) GetOffset() uint64 {
@@ -943,7 +1023,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1035,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1048,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{17}
+	return file_guest_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResizeRequest) GetRef() *Ref {
@@ -1000,7 +1080,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1092,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1105,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{18}
+	return file_guest_proto_rawDescGZIP(), []int{20}
 }
 
 type File struct {
@@ -1038,7 +1118,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_guest_proto_msgTypes[19]
+	mi := &file_guest_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1130,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[19]
+	mi := &file_guest_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1143,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{19}
+	return file_guest_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *File) GetName() string {
@@ -1084,13 +1164,15 @@ type UpdateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
 	Files         []*File                `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"`
+	OomScoreWas   int32                  `protobuf:"varint,3,opt,name=oom_score_was,json=oomScoreWas,proto3" json:"oom_score_was,omitempty"` // a process that has chosen another for itself keeps it
+	OomScoreAdj   int32                  `protobuf:"varint,4,opt,name=oom_score_adj,json=oomScoreAdj,proto3" json:"oom_score_adj,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_guest_proto_msgTypes[20]
+	mi := &file_guest_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1184,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[20]
+	mi := &file_guest_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1197,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{20}
+	return file_guest_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *UpdateRequest) GetApp() string {
@@ -1132,6 +1214,20 @@ func (x *UpdateRequest) GetFiles() []*File {
 	return nil
 }
 
+func (x *UpdateRequest) GetOomScoreWas() int32 {
+	if x != nil {
+		return x.OomScoreWas
+	}
+	return 0
+}
+
+func (x *UpdateRequest) GetOomScoreAdj() int32 {
+	if x != nil {
+		return x.OomScoreAdj
+	}
+	return 0
+}
+
 type UpdateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1140,7 +1236,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_guest_proto_msgTypes[21]
+	mi := &file_guest_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1248,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[21]
+	mi := &file_guest_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,20 +1261,21 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{21}
+	return file_guest_proto_rawDescGZIP(), []int{23}
 }
 
 type StatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"` // "" is the machine
 	Files         []string               `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"`
+	Disk          bool                   `protobuf:"varint,3,opt,name=disk,proto3" json:"disk,omitempty"` // look at the app's writable layer, which may take long
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_guest_proto_msgTypes[22]
+	mi := &file_guest_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1287,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[22]
+	mi := &file_guest_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1300,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{22}
+	return file_guest_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StatsRequest) GetApp() string {
@@ -1220,19 +1317,30 @@ func (x *StatsRequest) GetFiles() []string {
 	return nil
 }
 
+func (x *StatsRequest) GetDisk() bool {
+	if x != nil {
+		return x.Disk
+	}
+	return false
+}
+
 type StatsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Files         []*File                `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`                           // those that are there
 	DiskBytes     uint64                 `protobuf:"varint,2,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"` // of the app's writable layer
 	DiskInodes    uint64                 `protobuf:"varint,3,opt,name=disk_inodes,json=diskInodes,proto3" json:"disk_inodes,omitempty"`
 	Time          int64                  `protobuf:"varint,4,opt,name=time,proto3" json:"time,omitempty"`
+	Processes     uint64                 `protobuf:"varint,5,opt,name=processes,proto3" json:"processes,omitempty"`            // of an app
+	FsBytes       uint64                 `protobuf:"varint,6,opt,name=fs_bytes,json=fsBytes,proto3" json:"fs_bytes,omitempty"` // of the file system of all writable layers
+	FsInodes      uint64                 `protobuf:"varint,7,opt,name=fs_inodes,json=fsInodes,proto3" json:"fs_inodes,omitempty"`
+	FsInodesFree  uint64                 `protobuf:"varint,8,opt,name=fs_inodes_free,json=fsInodesFree,proto3" json:"fs_inodes_free,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_guest_proto_msgTypes[23]
+	mi := &file_guest_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1352,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[23]
+	mi := &file_guest_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1365,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{23}
+	return file_guest_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StatsResponse) GetFiles() []*File {
@@ -1288,6 +1396,34 @@ func (x *StatsResponse) GetTime() int64 {
 	return 0
 }
 
+func (x *StatsResponse) GetProcesses() uint64 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetFsBytes() uint64 {
+	if x != nil {
+		return x.FsBytes
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetFsInodes() uint64 {
+	if x != nil {
+		return x.FsInodes
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetFsInodesFree() uint64 {
+	if x != nil {
+		return x.FsInodesFree
+	}
+	return 0
+}
+
 var File_guest_proto protoreflect.FileDescriptor
 
 const file_guest_proto_rawDesc = "" +
@@ -1300,23 +1436,26 @@ const file_guest_proto_rawDesc = "" +
 	"\aversion\x18\x03 \x01(\tR\aversion\"+\n" +
 	"\x03Ref\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x12\n" +
-	"\x04exec\x18\x02 \x01(\tR\x04exec\"d\n" +
+	"\x04exec\x18\x02 \x01(\tR\x04exec\"\x88\x01\n" +
 	"\n" +
 	"RunRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\fR\x05start\x12\x18\n" +
 	"\aprocess\x18\x03 \x01(\fR\aprocess\x12\x14\n" +
-	"\x05stdin\x18\x04 \x01(\bR\x05stdin\"'\n" +
+	"\x05stdin\x18\x04 \x01(\bR\x05stdin\x12\"\n" +
+	"\room_score_adj\x18\x05 \x01(\x05R\voomScoreAdj\"'\n" +
 	"\vRunResponse\x12\x18\n" +
 	"\astarted\x18\x01 \x01(\x03R\astarted\"e\n" +
 	"\vExecRequest\x12&\n" +
 	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\x12\x18\n" +
 	"\aprocess\x18\x02 \x01(\fR\aprocess\x12\x14\n" +
 	"\x05stdin\x18\x03 \x01(\bR\x05stdin\"\x0e\n" +
-	"\fExecResponse\"I\n" +
+	"\fExecResponse\"5\n" +
+	"\vHoldRequest\x12&\n" +
+	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\"\x0e\n" +
+	"\fHoldResponse\"5\n" +
 	"\vWaitRequest\x12&\n" +
-	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\x12\x12\n" +
-	"\x04kill\x18\x02 \x01(\bR\x04kill\"\xa1\x01\n" +
+	"\x03ref\x18\x01 \x01(\v2\x14.gantry.guest.v1.RefR\x03ref\"\xa1\x01\n" +
 	"\fWaitResponse\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x12\n" +
@@ -1355,25 +1494,33 @@ const file_guest_proto_rawDesc = "" +
 	"\x0eResizeResponse\"0\n" +
 	"\x04File\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"N\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x96\x01\n" +
 	"\rUpdateRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12+\n" +
-	"\x05files\x18\x02 \x03(\v2\x15.gantry.guest.v1.FileR\x05files\"\x10\n" +
-	"\x0eUpdateResponse\"6\n" +
+	"\x05files\x18\x02 \x03(\v2\x15.gantry.guest.v1.FileR\x05files\x12\"\n" +
+	"\room_score_was\x18\x03 \x01(\x05R\voomScoreWas\x12\"\n" +
+	"\room_score_adj\x18\x04 \x01(\x05R\voomScoreAdj\"\x10\n" +
+	"\x0eUpdateResponse\"J\n" +
 	"\fStatsRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x14\n" +
-	"\x05files\x18\x02 \x03(\tR\x05files\"\x90\x01\n" +
+	"\x05files\x18\x02 \x03(\tR\x05files\x12\x12\n" +
+	"\x04disk\x18\x03 \x01(\bR\x04disk\"\x8c\x02\n" +
 	"\rStatsResponse\x12+\n" +
 	"\x05files\x18\x01 \x03(\v2\x15.gantry.guest.v1.FileR\x05files\x12\x1d\n" +
 	"\n" +
 	"disk_bytes\x18\x02 \x01(\x04R\tdiskBytes\x12\x1f\n" +
 	"\vdisk_inodes\x18\x03 \x01(\x04R\n" +
 	"diskInodes\x12\x12\n" +
-	"\x04time\x18\x04 \x01(\x03R\x04time2\x99\x06\n" +
+	"\x04time\x18\x04 \x01(\x03R\x04time\x12\x1c\n" +
+	"\tprocesses\x18\x05 \x01(\x04R\tprocesses\x12\x19\n" +
+	"\bfs_bytes\x18\x06 \x01(\x04R\afsBytes\x12\x1b\n" +
+	"\tfs_inodes\x18\a \x01(\x04R\bfsInodes\x12$\n" +
+	"\x0efs_inodes_free\x18\b \x01(\x04R\ffsInodesFree2\xde\x06\n" +
 	"\x05Guest\x12C\n" +
 	"\x04Info\x12\x1c.gantry.guest.v1.InfoRequest\x1a\x1d.gantry.guest.v1.InfoResponse\x12@\n" +
 	"\x03Run\x12\x1b.gantry.guest.v1.RunRequest\x1a\x1c.gantry.guest.v1.RunResponse\x12C\n" +
 	"\x04Exec\x12\x1c.gantry.guest.v1.ExecRequest\x1a\x1d.gantry.guest.v1.ExecResponse\x12C\n" +
+	"\x04Hold\x12\x1c.gantry.guest.v1.HoldRequest\x1a\x1d.gantry.guest.v1.HoldResponse\x12C\n" +
 	"\x04Wait\x12\x1c.gantry.guest.v1.WaitRequest\x1a\x1d.gantry.guest.v1.WaitResponse\x12I\n" +
 	"\x06Forget\x12\x1e.gantry.guest.v1.ForgetRequest\x1a\x1f.gantry.guest.v1.ForgetResponse\x12I\n" +
 	"\x06Signal\x12\x1e.gantry.guest.v1.SignalRequest\x1a\x1f.gantry.guest.v1.SignalResponse\x12C\n" +
@@ -1395,7 +1542,7 @@ func file_guest_proto_rawDescGZIP() []byte {
 	return file_guest_proto_rawDescData
 }
 
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_guest_proto_goTypes = []any{
 	(*InfoRequest)(nil),    // 0: gantry.guest.v1.InfoRequest
 	(*InfoResponse)(nil),   // 1: gantry.guest.v1.InfoResponse
@@ -1404,61 +1551,66 @@ var file_guest_proto_goTypes = []any{
 	(*RunResponse)(nil),    // 4: gantry.guest.v1.RunResponse
 	(*ExecRequest)(nil),    // 5: gantry.guest.v1.ExecRequest
 	(*ExecResponse)(nil),   // 6: gantry.guest.v1.ExecResponse
-	(*WaitRequest)(nil),    // 7: gantry.guest.v1.WaitRequest
-	(*WaitResponse)(nil),   // 8: gantry.guest.v1.WaitResponse
-	(*ForgetRequest)(nil),  // 9: gantry.guest.v1.ForgetRequest
-	(*ForgetResponse)(nil), // 10: gantry.guest.v1.ForgetResponse
-	(*SignalRequest)(nil),  // 11: gantry.guest.v1.SignalRequest
-	(*SignalResponse)(nil), // 12: gantry.guest.v1.SignalResponse
-	(*ReadRequest)(nil),    // 13: gantry.guest.v1.ReadRequest
-	(*ReadResponse)(nil),   // 14: gantry.guest.v1.ReadResponse
-	(*WriteRequest)(nil),   // 15: gantry.guest.v1.WriteRequest
-	(*WriteResponse)(nil),  // 16: gantry.guest.v1.WriteResponse
-	(*ResizeRequest)(nil),  // 17: gantry.guest.v1.ResizeRequest
-	(*ResizeResponse)(nil), // 18: gantry.guest.v1.ResizeResponse
-	(*File)(nil),           // 19: gantry.guest.v1.File
-	(*UpdateRequest)(nil),  // 20: gantry.guest.v1.UpdateRequest
-	(*UpdateResponse)(nil), // 21: gantry.guest.v1.UpdateResponse
-	(*StatsRequest)(nil),   // 22: gantry.guest.v1.StatsRequest
-	(*StatsResponse)(nil),  // 23: gantry.guest.v1.StatsResponse
+	(*HoldRequest)(nil),    // 7: gantry.guest.v1.HoldRequest
+	(*HoldResponse)(nil),   // 8: gantry.guest.v1.HoldResponse
+	(*WaitRequest)(nil),    // 9: gantry.guest.v1.WaitRequest
+	(*WaitResponse)(nil),   // 10: gantry.guest.v1.WaitResponse
+	(*ForgetRequest)(nil),  // 11: gantry.guest.v1.ForgetRequest
+	(*ForgetResponse)(nil), // 12: gantry.guest.v1.ForgetResponse
+	(*SignalRequest)(nil),  // 13: gantry.guest.v1.SignalRequest
+	(*SignalResponse)(nil), // 14: gantry.guest.v1.SignalResponse
+	(*ReadRequest)(nil),    // 15: gantry.guest.v1.ReadRequest
+	(*ReadResponse)(nil),   // 16: gantry.guest.v1.ReadResponse
+	(*WriteRequest)(nil),   // 17: gantry.guest.v1.WriteRequest
+	(*WriteResponse)(nil),  // 18: gantry.guest.v1.WriteResponse
+	(*ResizeRequest)(nil),  // 19: gantry.guest.v1.ResizeRequest
+	(*ResizeResponse)(nil), // 20: gantry.guest.v1.ResizeResponse
+	(*File)(nil),           // 21: gantry.guest.v1.File
+	(*UpdateRequest)(nil),  // 22: gantry.guest.v1.UpdateRequest
+	(*UpdateResponse)(nil), // 23: gantry.guest.v1.UpdateResponse
+	(*StatsRequest)(nil),   // 24: gantry.guest.v1.StatsRequest
+	(*StatsResponse)(nil),  // 25: gantry.guest.v1.StatsResponse
 }
 var file_guest_proto_depIdxs = []int32{
 	2,  // 0: gantry.guest.v1.ExecRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 1: gantry.guest.v1.WaitRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 2: gantry.guest.v1.ForgetRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 3: gantry.guest.v1.SignalRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 4: gantry.guest.v1.ReadRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 5: gantry.guest.v1.WriteRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 6: gantry.guest.v1.ResizeRequest.ref:type_name -> gantry.guest.v1.Ref
-	19, // 7: gantry.guest.v1.UpdateRequest.files:type_name -> gantry.guest.v1.File
-	19, // 8: gantry.guest.v1.StatsResponse.files:type_name -> gantry.guest.v1.File
-	0,  // 9: gantry.guest.v1.Guest.Info:input_type -> gantry.guest.v1.InfoRequest
-	3,  // 10: gantry.guest.v1.Guest.Run:input_type -> gantry.guest.v1.RunRequest
-	5,  // 11: gantry.guest.v1.Guest.Exec:input_type -> gantry.guest.v1.ExecRequest
-	7,  // 12: gantry.guest.v1.Guest.Wait:input_type -> gantry.guest.v1.WaitRequest
-	9,  // 13: gantry.guest.v1.Guest.Forget:input_type -> gantry.guest.v1.ForgetRequest
-	11, // 14: gantry.guest.v1.Guest.Signal:input_type -> gantry.guest.v1.SignalRequest
-	13, // 15: gantry.guest.v1.Guest.Read:input_type -> gantry.guest.v1.ReadRequest
-	15, // 16: gantry.guest.v1.Guest.Write:input_type -> gantry.guest.v1.WriteRequest
-	17, // 17: gantry.guest.v1.Guest.Resize:input_type -> gantry.guest.v1.ResizeRequest
-	20, // 18: gantry.guest.v1.Guest.Update:input_type -> gantry.guest.v1.UpdateRequest
-	22, // 19: gantry.guest.v1.Guest.Stats:input_type -> gantry.guest.v1.StatsRequest
-	1,  // 20: gantry.guest.v1.Guest.Info:output_type -> gantry.guest.v1.InfoResponse
-	4,  // 21: gantry.guest.v1.Guest.Run:output_type -> gantry.guest.v1.RunResponse
-	6,  // 22: gantry.guest.v1.Guest.Exec:output_type -> gantry.guest.v1.ExecResponse
-	8,  // 23: gantry.guest.v1.Guest.Wait:output_type -> gantry.guest.v1.WaitResponse
-	10, // 24: gantry.guest.v1.Guest.Forget:output_type -> gantry.guest.v1.ForgetResponse
-	12, // 25: gantry.guest.v1.Guest.Signal:output_type -> gantry.guest.v1.SignalResponse
-	14, // 26: gantry.guest.v1.Guest.Read:output_type -> gantry.guest.v1.ReadResponse
-	16, // 27: gantry.guest.v1.Guest.Write:output_type -> gantry.guest.v1.WriteResponse
-	18, // 28: gantry.guest.v1.Guest.Resize:output_type -> gantry.guest.v1.ResizeResponse
-	21, // 29: gantry.guest.v1.Guest.Update:output_type -> gantry.guest.v1.UpdateResponse
-	23, // 30: gantry.guest.v1.Guest.Stats:output_type -> gantry.guest.v1.StatsResponse
-	20, // [20:31] is the sub-list for method output_type
-	9,  // [9:20] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	2,  // 1: gantry.guest.v1.HoldRequest.ref:type_name -> gantry.guest.v1.Ref
+	2,  // 2: gantry.guest.v1.WaitRequest.ref:type_name -> gantry.guest.v1.Ref
+	2,  // 3: gantry.guest.v1.ForgetRequest.ref:type_name -> gantry.guest.v1.Ref
+	2,  // 4: gantry.guest.v1.SignalRequest.ref:type_name -> gantry.guest.v1.Ref
+	2,  // 5: gantry.guest.v1.ReadRequest.ref:type_name -> gantry.guest.v1.Ref
+	2,  // 6: gantry.guest.v1.WriteRequest.ref:type_name -> gantry.guest.v1.Ref
+	2,  // 7: gantry.guest.v1.ResizeRequest.ref:type_name -> gantry.guest.v1.Ref
+	21, // 8: gantry.guest.v1.UpdateRequest.files:type_name -> gantry.guest.v1.File
+	21, // 9: gantry.guest.v1.StatsResponse.files:type_name -> gantry.guest.v1.File
+	0,  // 10: gantry.guest.v1.Guest.Info:input_type -> gantry.guest.v1.InfoRequest
+	3,  // 11: gantry.guest.v1.Guest.Run:input_type -> gantry.guest.v1.RunRequest
+	5,  // 12: gantry.guest.v1.Guest.Exec:input_type -> gantry.guest.v1.ExecRequest
+	7,  // 13: gantry.guest.v1.Guest.Hold:input_type -> gantry.guest.v1.HoldRequest
+	9,  // 14: gantry.guest.v1.Guest.Wait:input_type -> gantry.guest.v1.WaitRequest
+	11, // 15: gantry.guest.v1.Guest.Forget:input_type -> gantry.guest.v1.ForgetRequest
+	13, // 16: gantry.guest.v1.Guest.Signal:input_type -> gantry.guest.v1.SignalRequest
+	15, // 17: gantry.guest.v1.Guest.Read:input_type -> gantry.guest.v1.ReadRequest
+	17, // 18: gantry.guest.v1.Guest.Write:input_type -> gantry.guest.v1.WriteRequest
+	19, // 19: gantry.guest.v1.Guest.Resize:input_type -> gantry.guest.v1.ResizeRequest
+	22, // 20: gantry.guest.v1.Guest.Update:input_type -> gantry.guest.v1.UpdateRequest
+	24, // 21: gantry.guest.v1.Guest.Stats:input_type -> gantry.guest.v1.StatsRequest
+	1,  // 22: gantry.guest.v1.Guest.Info:output_type -> gantry.guest.v1.InfoResponse
+	4,  // 23: gantry.guest.v1.Guest.Run:output_type -> gantry.guest.v1.RunResponse
+	6,  // 24: gantry.guest.v1.Guest.Exec:output_type -> gantry.guest.v1.ExecResponse
+	8,  // 25: gantry.guest.v1.Guest.Hold:output_type -> gantry.guest.v1.HoldResponse
+	10, // 26: gantry.guest.v1.Guest.Wait:output_type -> gantry.guest.v1.WaitResponse
+	12, // 27: gantry.guest.v1.Guest.Forget:output_type -> gantry.guest.v1.ForgetResponse
+	14, // 28: gantry.guest.v1.Guest.Signal:output_type -> gantry.guest.v1.SignalResponse
+	16, // 29: gantry.guest.v1.Guest.Read:output_type -> gantry.guest.v1.ReadResponse
+	18, // 30: gantry.guest.v1.Guest.Write:output_type -> gantry.guest.v1.WriteResponse
+	20, // 31: gantry.guest.v1.Guest.Resize:output_type -> gantry.guest.v1.ResizeResponse
+	23, // 32: gantry.guest.v1.Guest.Update:output_type -> gantry.guest.v1.UpdateResponse
+	25, // 33: gantry.guest.v1.Guest.Stats:output_type -> gantry.guest.v1.StatsResponse
+	22, // [22:34] is the sub-list for method output_type
+	10, // [10:22] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_guest_proto_init() }
@@ -1472,7 +1624,7 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -11,6 +11,7 @@ type GuestService interface {
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	Run(context.Context, *RunRequest) (*RunResponse, error)
 	Exec(context.Context, *ExecRequest) (*ExecResponse, error)
+	Hold(context.Context, *HoldRequest) (*HoldResponse, error)
 	Wait(context.Context, *WaitRequest) (*WaitResponse, error)
 	Forget(context.Context, *ForgetRequest) (*ForgetResponse, error)
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
@@ -44,6 +45,13 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 					return nil, err
 				}
 				return svc.Exec(ctx, &req)
+			},
+			"Hold": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req HoldRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Hold(ctx, &req)
 			},
 			"Wait": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req WaitRequest
@@ -134,6 +142,14 @@ func (c *guestClient) Run(ctx context.Context, req *RunRequest) (*RunResponse, e
 func (c *guestClient) Exec(ctx context.Context, req *ExecRequest) (*ExecResponse, error) {
 	var resp ExecResponse
 	if err := c.client.Call(ctx, "gantry.guest.v1.Guest", "Exec", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) Hold(ctx context.Context, req *HoldRequest) (*HoldResponse, error) {
+	var resp HoldResponse
+	if err := c.client.Call(ctx, "gantry.guest.v1.Guest", "Hold", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

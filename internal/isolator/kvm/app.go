@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
+	"time"
 
 	"gantry/internal/initproc"
 	"gantry/internal/isolator"
@@ -50,16 +51,16 @@ func (k *KVM) app(in isolator.App) (isolator.Plan, error) {
 	}
 	a := machine.App{
 		ID: string(in.App.ID), CID: machine.Address(string(in.Pod.ID)), Start: start, Shares: shares,
-		Stdio: initproc.Stdio{Socket: k.cfg.StdioSocket, TTY: in.App.TTY}, Stdin: in.App.Stdin || in.App.TTY,
+		Stdio: initproc.Stdio{Socket: k.cfg.StdioSocket, TTY: in.App.TTY}, Stdin: in.App.Stdin || in.App.TTY, OOMScoreAdj: in.Resources.OOMScoreAdj,
 	}
-	files, err := appFiles(in, a, inside.Process)
+	files, err := k.appFiles(in, a, inside.Process)
 	return isolator.Plan{Files: files, Units: []unit.Unit{service}}, err
 }
 
 // appFiles are what the process that stands for an app reads, and what the recorder of its
 // end does.
-func appFiles(in isolator.App, a machine.App, p initproc.Process) ([]isolator.File, error) {
-	own := initproc.Start{Pod: string(in.Pod.ID), App: a.ID, Program: true, Stdio: a.Stdio}
+func (k *KVM) appFiles(in isolator.App, a machine.App, p initproc.Process) ([]isolator.File, error) {
+	own := initproc.Start{Pod: string(in.Pod.ID), App: a.ID, Program: true, Stdio: a.Stdio, End: []string{k.cfg.Guest, "ended", in.Dir.App}}
 	if in.Pod.CgroupParent != "" {
 		own.PodSlice = path.Join("/sys/fs/cgroup", unit.CgroupOf(in.Pod.Slice))
 	}
@@ -87,7 +88,7 @@ func appFiles(in isolator.App, a machine.App, p initproc.Process) ([]isolator.Fi
 // machine's business.
 func (k *KVM) service(in isolator.App) (unit.Unit, error) {
 	own := in
-	own.Resources = pod.Resources{OOMScoreAdj: in.Resources.OOMScoreAdj}
+	own.Resources = pod.Resources{OOMScoreAdj: machineOOMScore}
 	none, err := recipe.LimitsOf(own)
 	if err != nil {
 		return unit.Unit{}, err
@@ -98,9 +99,10 @@ func (k *KVM) service(in isolator.App) (unit.Unit, error) {
 		switch p.Name {
 		case "ExecStart":
 			u.Properties[i].Value = unit.Commands{{Path: k.cfg.Guest, Args: []string{k.cfg.Guest, "app", in.Dir.App}}}
-		case "ExecStopPost": // before the recorder: only the machine knows how the app ended
-			end := unit.Command{Path: k.cfg.Guest, Args: []string{k.cfg.Guest, "ended", in.Dir.App}, IgnoreFailure: true}
-			u.Properties[i].Value = append(unit.Commands{end}, p.Value.(unit.Commands)...)
+		case "OOMPolicy": // it is started again, as after any other kill
+			u.Properties[i].Value = unit.String("continue")
+		case "Restart": // the app's end is none of a signal, but that of the process is
+			u.Properties[i].Value = unit.String("on-abort")
 		case "After", "Requisite":
 			u.Properties[i].Value = append(p.Value.(unit.Strings), unit.Machine(id))
 		case "DeviceAllow":
@@ -109,8 +111,22 @@ func (k *KVM) service(in isolator.App) (unit.Unit, error) {
 			u.Properties[i].Value = unit.Bool(false)
 		}
 	}
+	// Nobody sees that it is gone for a moment: its stdio stays open, and the unit is never
+	// down. Who kills it again and again may.
+	u.Properties = append(u.Properties,
+		unit.Property{Name: "RestartMode", Value: unit.String("direct")},
+		unit.Property{Name: "RestartUSec", Value: unit.Duration(restartPause)},
+		unit.Property{Name: "StartLimitIntervalUSec", Value: unit.Duration(0)},
+		unit.Property{Name: "FileDescriptorStoreMax", Value: unit.Uint32(storeSize)},
+	)
 	return u, nil
 }
+
+const (
+	// restartPause keeps a program that cannot even begin from keeping PID 1 busy.
+	restartPause = 20 * time.Millisecond
+	storeSize    = 8
+)
 
 // check returns the input with what has a meaning in the machine.
 func (k *KVM) check(in isolator.App) (isolator.App, error) {

@@ -155,9 +155,11 @@ func (k *KVM) Exec(in isolator.App, p pod.Process) (isolator.Exec, error) {
 	return isolator.Exec{Path: k.cfg.Guest, Args: args, Process: data}, nil
 }
 
-// Resources has nothing for the unit of an app, whose process only stands for it.
-func (k *KVM) Resources(pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
-	return nil, nil, fmt.Errorf("a change of limits: %w by this isolator", pod.ErrUnsupported)
+// Resources has nothing for the unit of an app, whose process only stands for it: see
+// Update. It refuses what Update would.
+func (k *KVM) Resources(r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
+	_, err := limits(r)
+	return nil, nil, err
 }
 
 // Cleanup has nothing to do: what is made for a pod belongs to a unit or lies in the pod's

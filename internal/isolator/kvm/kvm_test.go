@@ -149,3 +149,41 @@ func TestRefused(t *testing.T) {
 		})
 	}
 }
+
+// TestResize: what a machine that runs cannot have is refused before anything is changed.
+func TestResize(t *testing.T) {
+	t.Parallel()
+	k, own := newKVM(t), &pod.Resources{Memory: 612 << 20, CPUQuota: 150000, CPUPeriod: 100000}
+	for name, c := range map[string]struct {
+		pod  *pod.Resources // nil has 512 MiB and 2 processors, own the same
+		want pod.Resources
+		kind error
+		text string
+	}{
+		"the same":               {own, pod.Resources{Memory: 612 << 20, CPUQuota: 150000, CPUPeriod: 100000}, nil, ""},
+		"fewer processors":       {own, pod.Resources{Memory: 612 << 20, CPUQuota: 20000, CPUPeriod: 100000, CPUShares: 50}, nil, ""},
+		"as many processors":     {own, pod.Resources{CPUQuota: 200000, CPUPeriod: 100000}, nil, ""},
+		"more processors":        {own, pod.Resources{CPUQuota: 200001, CPUPeriod: 100000}, pod.ErrUnsupported, "limit of 3 processors: the pod's machine has 2"},
+		"more memory":            {own, pod.Resources{Memory: 700 << 20}, pod.ErrUnsupported, "memory limit of 700 MiB: the pod's machine has 512 and 100 for itself"},
+		"less memory":            {own, pod.Resources{Memory: 512 << 20}, pod.ErrUnsupported, "cannot change while it runs"},
+		"no limit any more":      {own, pod.Resources{Memory: -1}, nil, ""},
+		"a first limit":          {nil, pod.Resources{Memory: 300 << 20}, pod.ErrUnsupported, "cannot change while it runs"},
+		"shares where no limits": {nil, pod.Resources{CPUShares: 512}, nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, _, err := k.PodResources(&pod.Pod{ID: podID, PodResources: pod.PodResources{Resources: c.pod}}, c.want)
+			if !errors.Is(err, c.kind) || err != nil && !strings.Contains(err.Error(), c.text) {
+				t.Errorf("got %v, want %q", err, c.text)
+			}
+		})
+	}
+	p := &pod.Pod{ID: podID, PodResources: pod.PodResources{Resources: own}}
+	err := k.Update(t.Context(), p, appID, pod.Resources{Memory: 100 << 20}, pod.Resources{Memory: 513 << 20})
+	if !errors.Is(err, pod.ErrInvalid) || !strings.Contains(err.Error(), "the pod's machine has 512") {
+		t.Errorf("an app with more than its machine: %v", err)
+	}
+	if _, _, err := k.Resources(pod.Resources{Hugepages: []pod.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}}}); !errors.Is(err, pod.ErrUnsupported) {
+		t.Errorf("huge pages: %v", err)
+	}
+}

@@ -77,6 +77,13 @@ func (k *KVM) run(args ...string) unit.Command {
 	return unit.Command{Path: k.cfg.Guest, Args: append([]string{k.cfg.Guest}, args...)}
 }
 
+// ended records how a unit of the machine ended.
+func (k *KVM) ended(in isolator.Sandbox, name string) unit.Command {
+	c := k.run("machine-ended", in.Dir.Pod, name)
+	c.IgnoreFailure = true
+	return c
+}
+
 // server shares files of the host with the machine, and nothing that is not in the share.
 func (k *KVM) server(in isolator.Sandbox) unit.Unit {
 	socket := path.Join(in.Dir.Run, machine.SocketFile)
@@ -88,7 +95,7 @@ func (k *KVM) server(in isolator.Sandbox) unit.Unit {
 			k.cfg.FileServer, "--socket-path=" + socket, "--shared-dir=" + share(in.Dir), "--announce-submounts", "--cache=auto", "--sandbox=namespace", "--log-level=warn",
 		}}}},
 		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await-socket", in.Dir.Pod)}},
-		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.run("release", in.Dir.Pod)}},
+		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.ended(in, unit.FileServer(string(in.Pod.ID))), k.run("release", in.Dir.Pod)}},
 		unit.Property{Name: "LimitNOFILE", Value: unit.Uint64(1 << 20)},
 	)}
 }
@@ -104,7 +111,7 @@ func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
 		unit.Property{Name: "NetworkNamespacePath", Value: unit.String(path.Join(in.Dir.Run, recipe.NetPin))},
 		unit.Property{Name: "ExecStart", Value: unit.Commands{{Path: k.cfg.Emulator, Args: append([]string{k.cfg.Emulator}, k.arguments(in, s, cid)...)}}},
 		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await", in.Dir.Pod, strconv.Itoa(k.cfg.BootTime))}},
-		unit.Property{Name: "ExecStopPost", Value: unit.Commands{{Path: systemctl, Args: []string{systemctl, "--no-block", "stop", unit.Pod(id)}, IgnoreFailure: true}}},
+		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.ended(in, unit.Machine(id)), {Path: systemctl, Args: []string{systemctl, "--no-block", "stop", unit.Pod(id)}, IgnoreFailure: true}}},
 		unit.Property{Name: "TimeoutStartUSec", Value: unit.Duration(time.Duration(k.cfg.BootTime+bootMargin) * time.Second)},
 		unit.Property{Name: "LimitMEMLOCK", Value: unit.Infinity},
 		unit.Property{Name: "DevicePolicy", Value: unit.String("closed")},

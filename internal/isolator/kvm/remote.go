@@ -1,0 +1,98 @@
+package kvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	"gantry/internal/isolator"
+	"gantry/internal/isolator/recipe"
+	"gantry/internal/machine"
+	"gantry/internal/pod"
+	"gantry/internal/unit"
+)
+
+func addressOf(p *pod.Pod) uint32 { return machine.Address(string(p.ID)) }
+
+// Signal sends a signal to an app's first process, or to all of them. It goes to the machine:
+// the process that stands for the app may be away.
+func (k *KVM) Signal(ctx context.Context, p *pod.Pod, app pod.ID, signal int, all bool) error {
+	return machine.Signal(ctx, addressOf(p), string(app), signal, all)
+}
+
+// ForgetIn takes away what the machine keeps of an app: one whose end was recorded while the
+// machine did not answer may run there still. It is no error if that does not answer now.
+func (k *KVM) ForgetIn(ctx context.Context, p *pod.Pod, app pod.ID) error {
+	err := machine.Forget(ctx, addressOf(p), string(app))
+	if errors.Is(err, pod.ErrUnavailable) {
+		return nil
+	}
+	return err
+}
+
+// Measure reads files of an app's cgroup in the machine.
+func (k *KVM) Measure(ctx context.Context, p *pod.Pod, app pod.ID, files []string) (isolator.Reading, error) {
+	n, err := machine.Measure(ctx, addressOf(p), string(app), files)
+	if err != nil {
+		return isolator.Reading{}, err
+	}
+	out := isolator.Reading{
+		Files: map[string]string{}, Processes: n.Processes, FSBytes: n.FsBytes, FSInodes: n.FsInodes, FSFreeInodes: n.FsInodesFree,
+	}
+	for _, f := range n.Files {
+		out.Files[f.Name] = f.Value
+	}
+	return out, nil
+}
+
+// MeasureLayer looks at what an app has written.
+func (k *KVM) MeasureLayer(ctx context.Context, p *pod.Pod, app pod.ID) (bytes, inodes uint64, err error) {
+	return machine.MeasureLayer(ctx, addressOf(p), string(app))
+}
+
+// Dial connects to a port of the machine's loopback.
+func (k *KVM) Dial(ctx context.Context, p *pod.Pod, port uint16) (net.Conn, error) {
+	return machine.DialPort(ctx, addressOf(p), port)
+}
+
+// Update changes the limits of an app that runs, in the machine.
+func (k *KVM) Update(ctx context.Context, p *pod.Pod, app pod.ID, was, now pod.Resources) error {
+	s, err := k.size(p)
+	if err != nil {
+		return err
+	}
+	if has := s.memory * mebi; now.Memory > has && now.Memory > was.Memory {
+		return recipe.Invalid("memory limit of %d MiB: the pod's machine has %d, and gets no more while it runs", now.Memory/mebi, s.memory)
+	}
+	files, err := limits(now)
+	if err != nil {
+		return err
+	}
+	return machine.Update(ctx, addressOf(p), string(app), files, was.OOMScoreAdj, now.OOMScoreAdj)
+}
+
+// PodResources are the limits of a pod that runs. Its machine keeps the memory and the
+// processors that it was booted with: it can neither get more nor give any back.
+func (k *KVM) PodResources(p *pod.Pod, r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
+	has, err := k.size(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	was := pod.Resources{}
+	if p.Resources != nil {
+		was = *p.Resources
+	}
+	if r.Memory > 0 && r.Memory != was.Memory {
+		return nil, nil, fmt.Errorf("memory limit of %d MiB: the pod's machine has %d and %d for itself, which cannot change while it runs: %w",
+			r.Memory/mebi, has.memory, k.cfg.Overhead/mebi, pod.ErrUnsupported)
+	}
+	asked := *p
+	asked.Resources = &pod.Resources{CPUQuota: r.CPUQuota, CPUPeriod: r.CPUPeriod}
+	if want, err := k.size(&asked); err != nil {
+		return nil, nil, err
+	} else if r.CPUQuota > 0 && want.cpus > has.cpus {
+		return nil, nil, fmt.Errorf("limit of %d processors: the pod's machine has %d, which cannot change while it runs: %w", want.cpus, has.cpus, pod.ErrUnsupported)
+	}
+	return recipe.Resources(r)
+}

@@ -1,0 +1,184 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+
+	"gantry/internal/disk"
+	"gantry/internal/guest"
+	"gantry/internal/pod"
+	"gantry/internal/unit"
+)
+
+// EndFile, below the pod's directory, is the End of the pod's machine. Who is the first to
+// end writes it: what ends after that ends of it.
+const EndFile = "machine-end.json"
+
+// End is how a machine ended.
+type End struct {
+	OOM     bool   `json:"oom,omitempty"` // the host killed it for memory
+	Message string `json:"message"`
+}
+
+// exit is the end of an app whose machine has ended.
+func (e End) exit() pod.Exit {
+	out := pod.Exit{
+		Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL), Reason: pod.ReasonError, Message: e.Message, Finished: time.Now(),
+	}
+	if e.OOM {
+		out.Reason = pod.ReasonOOMKilled
+	}
+	return out
+}
+
+// awaitEnd reads how a machine ended. That is written down at the same time as its apps
+// learn of it.
+func awaitEnd(ctx context.Context, podDir string) End {
+	ctx, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
+	const often = 20 * time.Millisecond
+	tick := time.NewTicker(often)
+	defer tick.Stop()
+	for {
+		var e End
+		if err := readJSON(filepath.Join(podDir, EndFile), &e); err == nil {
+			return e
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return End{Message: "the pod's machine does not answer"}
+		}
+	}
+}
+
+// podDirOf is the directory of an app's pod.
+func podDirOf(appDir string) string { return filepath.Dir(filepath.Dir(appDir)) }
+
+// Outcome is what systemd says of a unit that has ended: $SERVICE_RESULT, $EXIT_CODE and
+// $EXIT_STATUS.
+type Outcome struct{ Result, Code, Status string }
+
+func (o Outcome) killed() bool { return o.Result == "signal" || o.Result == "core-dump" }
+
+// RecordEnd writes down how a pod's machine ended, or the server of its files. It is run
+// when the unit of either has.
+func RecordEnd(ctx context.Context, podDir, name string, o Outcome) error {
+	file := filepath.Join(podDir, EndFile)
+	if disk.Exists(file) || !disk.Exists(podDir) {
+		return nil
+	}
+	pod := filepath.Base(podDir)
+	what, own := "the pod's machine", name == unit.Machine(pod)
+	if !own {
+		what = "the server of the pod's files"
+	}
+	e := End{OOM: o.Result == "oom-kill"}
+	switch {
+	case e.OOM:
+		e.Message = what + " was killed for want of memory on the host"
+	case o.killed():
+		e.Message = fmt.Sprintf("%s has ended: killed by SIG%s", what, o.Status)
+	case !own: // it ends as the machine does, and takes with it what the agent said
+		var err error
+		if e.Message, err = agentFailed(podDir); err != nil || e.Message == "" {
+			return err
+		}
+	case o.Result == "success":
+		var err error
+		if e.Message, err = whyOff(ctx, podDir, name); err != nil {
+			return err
+		}
+	default:
+		e.Message = fmt.Sprintf("%s has ended (%s %s): see journalctl -u %s", what, o.Code, o.Status, name)
+	}
+	data, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	return disk.WriteFile(file, data, 0o644)
+}
+
+// whyOff tells why a machine is off that nobody has killed.
+func whyOff(ctx context.Context, podDir, name string) (string, error) {
+	job, err := property(ctx, name, "Job")
+	if err != nil {
+		return "", err
+	}
+	id := filepath.Base(podDir)
+	if job != "" && job != "0" { // it was told to stop
+		state, err := property(ctx, unit.Pod(id), "ActiveState")
+		if err != nil {
+			return "", err
+		}
+		if state == "active" {
+			return "the server of the pod's files has ended: see journalctl -u " + unit.FileServer(id), nil
+		}
+		return "the pod was stopped", nil
+	}
+	said, err := agentFailed(podDir)
+	if said == "" {
+		said = "the kernel of the pod's machine panicked: see journalctl -u " + name
+	}
+	return said, err
+}
+
+// agentFailed is "" if it has not.
+func agentFailed(podDir string) (string, error) {
+	var plan Plan
+	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err != nil {
+		return "", fmt.Errorf("read plan: %w", err)
+	}
+	said := agentWords(filepath.Join(plan.Run, ShareDir, guest.LastWordsFile))
+	if said != "" {
+		said = "the agent of the pod's machine has failed: " + said
+	}
+	return said, nil
+}
+
+// agentWords reads what a machine's agent said. It is the machine's, and may be anything.
+func agentWords(path string) string {
+	const most = 512
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return ""
+	}
+	data := make([]byte, most)
+	n, _ := f.Read(data) // none is as good as an error
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(string(data[:n]), "?")))
+}
+
+// property asks systemd for one of a unit's.
+func property(ctx context.Context, name, what string) (string, error) {
+	const patience = 5 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "systemctl", "show", "--value", "--property="+what, name).Output()
+	var exited *exec.ExitError
+	if errors.As(err, &exited) {
+		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exited.Stderr)))
+	}
+	if err != nil {
+		return "", fmt.Errorf("ask systemd for %s of %s: %w", what, name, err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
