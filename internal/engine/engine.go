@@ -101,6 +101,8 @@ type Engine struct {
 	paths  hostPaths
 	peaks  peaks
 
+	readings readings
+
 	life context.Context // ends with Close
 	end  context.CancelFunc
 }

@@ -63,7 +63,10 @@ func (e *Engine) AppMetrics(ctx context.Context, id pod.ID) (Metrics, error) {
 	if err != nil {
 		return Metrics{}, err
 	}
-	c := &cgroup{dir: dir}
+	c, far, err := e.cgroupOf(ctx, app, dir)
+	if err != nil {
+		return Metrics{}, err
+	}
 	m := c.metrics()
 	if err := missing(c.err); err != nil {
 		return Metrics{}, fmt.Errorf("metrics of app %s: %w", id, err)
@@ -73,14 +76,22 @@ func (e *Engine) AppMetrics(ctx context.Context, id pod.ID) (Metrics, error) {
 	if _, err := e.App(id); err != nil { // removed meanwhile, and forgotten before it was raised
 		e.peaks.forget(id)
 	}
+	m.RootfsBytes, m.RootfsInodes = e.usage.of(ctx, id, e.layer(app))
+	if far != nil { // what is open is not counted there
+		m.Processes = far.Processes
+		m.Rootfs = Filesystem{Device: scratchDevice, Bytes: far.FSBytes, Inodes: far.FSInodes, FreeInodes: far.FSFreeInodes}
+		return m, nil
+	}
 	crowd := &crowd{left: crowdLimit, open: true}
 	crowd.count(ctx, dir)
 	m.Processes, m.Files, m.Sockets = crowd.processes, crowd.files, crowd.sockets
 	m.OpenFilesLimit = openFilesLimit(app.PID)
-	m.RootfsBytes, m.RootfsInodes = e.usage.of(ctx, id, e.upper(app))
 	m.Rootfs = filesystemOf(e.store.App(app.Pod, app.ID))
 	return m, nil
 }
+
+// scratchDevice is what a disk is called that the host has no device of.
+const scratchDevice = "scratch"
 
 func (c *cgroup) metrics() Metrics {
 	cpu, mem, events := c.table("cpu.stat"), c.table("memory.stat"), c.table("memory.events")
@@ -98,6 +109,9 @@ func (c *cgroup) metrics() Metrics {
 
 // hugepages are there where the controller is switched on.
 func (c *cgroup) hugepages() (all []HugepageUsage) {
+	if c.from != nil {
+		return nil // it has none
+	}
 	files, _ := filepath.Glob(filepath.Join(c.dir, "hugetlb.*.current")) // the pattern is right
 	for _, f := range files {
 		size := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), "hugetlb."), ".current")

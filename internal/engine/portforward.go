@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 
 	"gantry/internal/network"
 	"gantry/internal/pod"
@@ -19,12 +20,24 @@ func (e *Engine) PortForward(ctx context.Context, id pod.ID, port uint16, stream
 	if !s.Ready {
 		return fmt.Errorf("forward port %d of pod %s: it is not ready: %w", port, id, pod.ErrState)
 	}
-	conn, err := network.Dial(ctx, e.down.netns(s.Pod), int(port))
+	conn, err := e.dialPod(ctx, s.Pod, port)
 	if err != nil {
 		return fmt.Errorf("forward port %d of pod %s: %w", port, id, err)
 	}
 	defer conn.Close()
 	return relay(ctx, conn, stream)
+}
+
+// dialer is an isolator whose pods have a loopback that is not the host's kernel's.
+type dialer interface {
+	Dial(ctx context.Context, p *pod.Pod, port uint16) (net.Conn, error)
+}
+
+func (e *Engine) dialPod(ctx context.Context, p *pod.Pod, port uint16) (net.Conn, error) {
+	if iso, ok := e.iso[p.Isolator].(dialer); ok {
+		return iso.Dial(ctx, p, port)
+	}
+	return network.Dial(ctx, e.down.netns(p), int(port))
 }
 
 type closeWriter interface{ CloseWrite() error }

@@ -28,19 +28,25 @@ func (e *Engine) AppStats(ctx context.Context, id pod.ID) (Stats, error) {
 	if err != nil {
 		return Stats{}, err
 	}
-	s, err := readCgroup(dir)
+	c, _, err := e.cgroupOf(ctx, app, dir)
+	if err != nil {
+		return Stats{}, err
+	}
+	s, err := c.readStats()
 	if err != nil {
 		return Stats{}, fmt.Errorf("stats of app %s: %w", id, err)
 	}
-	s.RootfsBytes, s.RootfsInodes = e.usage.of(ctx, id, e.upper(app))
+	s.RootfsBytes, s.RootfsInodes = e.usage.of(ctx, id, e.layer(app))
 	return s, nil
 }
 
 // MeasureLayers begins to look at what the writable layers of apps hold, at all of
-// them: numbers that are asked for one by one then wait for the same second.
+// them, and to ask machines for their numbers: what is asked for one by one then waits for
+// the same seconds.
 func (e *Engine) MeasureLayers(apps []pod.AppStatus) {
 	for _, a := range apps {
-		e.usage.begin(a.ID, e.upper(a))
+		e.beginReading(a)
+		e.usage.begin(a.ID, e.layer(a))
 	}
 }
 
@@ -72,7 +78,7 @@ func (e *Engine) PodStats(ctx context.Context, id pod.ID) (PodStats, error) {
 		return PodStats{}, fmt.Errorf("stats of pod %s: it is not ready: %w", id, pod.ErrState)
 	}
 	dir := filepath.Join(e.cfg.Cgroups, unit.CgroupOf(p.Slice))
-	s, err := readCgroup(dir)
+	s, err := (&cgroup{dir: dir}).readStats()
 	if err != nil {
 		return PodStats{}, fmt.Errorf("stats of pod %s: %w", id, err)
 	}
@@ -103,14 +109,35 @@ func missing(err error) error {
 	return err
 }
 
-// cgroup reads files of a cgroup directory; the first error stays.
+// cgroup reads files of a cgroup directory, or of one that is elsewhere; the first error
+// stays.
 type cgroup struct {
-	dir string
-	err error
+	dir  string
+	from func(name string) (string, error) // instead of dir
+	err  error
 }
 
-func readCgroup(dir string) (Stats, error) {
-	c := &cgroup{dir: dir}
+// readOf is for files that were read already.
+func readOf(files map[string]string) *cgroup {
+	return &cgroup{from: func(name string) (string, error) {
+		text, ok := files[name]
+		if !ok {
+			return "", fmt.Errorf("read %s: %w", name, fs.ErrNotExist)
+		}
+		return text, nil
+	}}
+}
+
+func (c *cgroup) file(name string) (string, error) {
+	if c.from != nil {
+		text, err := c.from(name)
+		return strings.TrimSpace(text), err
+	}
+	data, err := os.ReadFile(filepath.Join(c.dir, name))
+	return strings.TrimSpace(string(data)), err
+}
+
+func (c *cgroup) readStats() (Stats, error) {
 	s := c.stats(c.table("cpu.stat"), c.table("memory.stat"))
 	return s, missing(c.err)
 }
@@ -140,11 +167,11 @@ func (c *cgroup) stats(cpu, mem map[string]uint64) Stats {
 }
 
 func (c *cgroup) read(name string) string {
-	data, err := os.ReadFile(filepath.Join(c.dir, name))
+	text, err := c.file(name)
 	if err != nil && c.err == nil {
 		c.err = err
 	}
-	return strings.TrimSpace(string(data))
+	return text
 }
 
 func (c *cgroup) number(name string) uint64 {
@@ -173,11 +200,11 @@ func (c *cgroup) limitOptional(name string) uint64 {
 }
 
 func (c *cgroup) maybe(name string) string {
-	data, err := os.ReadFile(filepath.Join(c.dir, name))
+	text, err := c.file(name)
 	if err != nil {
 		return ""
 	}
-	return strings.TrimSpace(string(data))
+	return text
 }
 
 func (c *cgroup) table(name string) map[string]uint64 { return parseTable(c.read(name)) }

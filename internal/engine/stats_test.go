@@ -120,7 +120,7 @@ func TestCgroupMetrics(t *testing.T) {
 		t.Errorf("huge pages: %+v", m.Hugepages)
 	}
 	delete(files, "memory.current")
-	if _, err := readCgroup(cgroupDir(t, files)); !errors.Is(err, pod.ErrNotFound) {
+	if _, err := (&cgroup{dir: cgroupDir(t, files)}).readStats(); !errors.Is(err, pod.ErrNotFound) {
 		t.Errorf("a cgroup that is going: %v", err)
 	}
 }

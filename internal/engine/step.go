@@ -37,7 +37,7 @@ func operations() []operation {
 		(&making{e: e, p: p}).operation(),
 		e.appCreation(a, pod.Secret{}),
 		(&starting{e: e}).operation(),
-		e.update(pod.AppStatus{}, pod.Resources{}, limits{}),
+		e.update(pod.AppStatus{}, pod.Resources{}, nil),
 		e.podUpdate(p, pod.PodResources{}, nil),
 		e.appRemoval(p, a),
 		e.podStop(p, nil, nil),

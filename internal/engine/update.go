@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"gantry/internal/disk"
 	"gantry/internal/initproc"
@@ -17,6 +18,17 @@ import (
 // resizer is an isolator that can say what new limits mean for a running app.
 type resizer interface {
 	Resources(pod.Resources) ([]unit.Property, []isolator.CgroupFile, error)
+}
+
+// updater is an isolator that sets the limits of a running app itself: they are not its
+// unit's. It changes nothing that it cannot do.
+type updater interface {
+	Update(ctx context.Context, p *pod.Pod, app pod.ID, was, now pod.Resources) error
+}
+
+// podResizer is an isolator that cannot give a running pod whatever it asks for.
+type podResizer interface {
+	PodResources(p *pod.Pod, r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error)
 }
 
 // UpdateApp changes the limits of an app. One that does not run keeps them for its
@@ -58,7 +70,11 @@ func (e *Engine) updateLocked(ctx context.Context, id pod.ID, r pod.Resources) e
 	if err != nil {
 		return fmt.Errorf("update app %s: %w", id, err)
 	}
-	err = e.run(ctx, e.update(s, want, limits{props, files, want.OOMScoreAdj}))
+	set := func(ctx context.Context) error { return e.setLimits(ctx, s, limits{props, files, want.OOMScoreAdj}) }
+	if far, ok := e.iso[p.Isolator].(updater); ok {
+		set = func(ctx context.Context) error { return e.setLimitsFar(ctx, far, p.Pod, s, want) }
+	}
+	err = e.run(ctx, e.update(s, want, set))
 	return also(err, e.reloadApp(s.Pod, id, s.Phase == pod.Running))
 }
 
@@ -87,10 +103,19 @@ func (e *Engine) updatePodLocked(ctx context.Context, id pod.ID, r pod.PodResour
 		return fmt.Errorf("update pod %s: isolator %s: %w", id, p.Isolator, pod.ErrUnsupported)
 	}
 	var props []unit.Property
-	if p.CgroupParent == "" && want.Resources != nil {
+	far, isFar := e.iso[p.Isolator].(podResizer)
+	if want.Resources != nil && (p.CgroupParent == "" || isFar) {
 		var files []isolator.CgroupFile
-		if props, files, err = iso.Resources(*want.Resources); err != nil {
+		if isFar {
+			props, files, err = far.PodResources(p.Pod, *want.Resources)
+		} else {
+			props, files, err = iso.Resources(*want.Resources)
+		}
+		if err != nil {
 			return fmt.Errorf("update pod %s: %w", id, err)
+		}
+		if p.CgroupParent != "" { // kubelet changes it
+			props, files = nil, nil
 		}
 		for _, f := range files {
 			if f.Name != "cpu.max" { // the property is as good, to a hundredth of a CPU
@@ -123,9 +148,9 @@ type limits struct {
 
 // update has no undo: limits that are in force and not on record are put there by
 // a second try.
-func (e *Engine) update(s pod.AppStatus, r pod.Resources, l limits) operation {
+func (e *Engine) update(s pod.AppStatus, r pod.Resources, set func(context.Context) error) operation {
 	return operation{"update app", []step{
-		{name: "limits", do: func(ctx context.Context) error { return e.setLimits(ctx, s, l) }},
+		{name: "limits", do: set},
 		{name: "record", do: func(context.Context) error { return e.store.WriteResources(s.App, r) }},
 	}}
 }
@@ -153,6 +178,18 @@ func (e *Engine) setLimits(ctx context.Context, s pod.AppStatus, l limits) error
 	}
 	return errors.Join(err, lock.Unlock())
 }
+
+func (e *Engine) setLimitsFar(ctx context.Context, iso updater, p *pod.Pod, s pod.AppStatus, want pod.Resources) error {
+	if s.Phase != pod.Running {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, updateTime)
+	defer cancel()
+	return iso.Update(ctx, p, s.ID, s.Current, want)
+}
+
+// updateTime bounds a change of limits elsewhere: to lower that of memory may take a while.
+const updateTime = 30 * time.Second
 
 func (e *Engine) setUnitLimits(ctx context.Context, s pod.AppStatus, l limits, dir string) error {
 	if err := e.cfg.Systemd.SetProperties(ctx, unit.App(string(s.ID)), l.props); err != nil {

@@ -55,14 +55,28 @@ type used struct {
 	took          time.Duration
 }
 
-// of tells what is below the directory of an app's writable layer. The look goes on
+// layer is how an app's writable layer is looked at: what it holds, and whether that is all.
+type layer struct {
+	look   func(context.Context) (bytes, inodes uint64, all bool)
+	remote bool // not on this host: it takes nothing of what others wait for
+}
+
+// below looks at a directory.
+func below(dir string) layer {
+	return layer{look: func(ctx context.Context) (bytes, inodes uint64, all bool) {
+		bytes, inodes = diskUse(ctx, dir)
+		return bytes, inodes, ctx.Err() == nil
+	}}
+}
+
+// of tells what is in an app's writable layer. The look goes on
 // when nobody waits for it any more: its result is for the next one who asks.
-func (u *usage) of(ctx context.Context, id pod.ID, dir string) (bytes, inodes uint64) {
+func (u *usage) of(ctx context.Context, id pod.ID, in layer) (bytes, inodes uint64) {
 	k, ok := u.fresh(id, time.Now())
 	if ok {
 		return k.bytes, k.inodes
 	}
-	l := u.look(id, dir)
+	l := u.look(id, in)
 	select {
 	case <-l.done:
 		k, _ = u.last(id)
@@ -73,14 +87,14 @@ func (u *usage) of(ctx context.Context, id pod.ID, dir string) (bytes, inodes ui
 }
 
 // begin begins to look, if there is need to.
-func (u *usage) begin(id pod.ID, dir string) {
+func (u *usage) begin(id pod.ID, in layer) {
 	if _, ok := u.fresh(id, time.Now()); !ok {
-		u.look(id, dir)
+		u.look(id, in)
 	}
 }
 
 // look begins a look at an app's layer, or joins the one under way.
-func (u *usage) look(id pod.ID, dir string) *look {
+func (u *usage) look(id pod.ID, in layer) *look {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if under := u.looks[id]; under != nil {
@@ -90,17 +104,19 @@ func (u *usage) look(id pod.ID, dir string) *look {
 	u.looks[id] = l
 	go func() {
 		defer u.ended(id, l)
-		select {
-		case u.slots <- struct{}{}:
-			defer func() { <-u.slots }()
-		case <-u.life.Done():
-			return
+		if !in.remote {
+			select {
+			case u.slots <- struct{}{}:
+				defer func() { <-u.slots }()
+			case <-u.life.Done():
+				return
+			}
 		}
 		ctx, cancel := context.WithTimeout(u.life, usageForget)
 		defer cancel()
 		now := time.Now()
-		bytes, inodes := diskUse(ctx, dir)
-		if ctx.Err() != nil { // what it found is not all
+		bytes, inodes, all := in.look(ctx)
+		if !all {
 			before, _ := u.last(id)
 			bytes, inodes = max(bytes, before.bytes), max(inodes, before.inodes)
 		}

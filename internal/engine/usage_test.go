@@ -23,7 +23,7 @@ func TestUsage(t *testing.T) {
 	u := newUsage(t.Context())
 	ask := func(id pod.ID) uint64 {
 		t.Helper()
-		_, inodes := u.of(t.Context(), id, dir)
+		_, inodes := u.of(t.Context(), id, below(dir))
 		return inodes
 	}
 	if got := ask("a"); got != 1 {
@@ -66,14 +66,14 @@ func TestUsageOfASlowLook(t *testing.T) {
 	u.known["a"] = used{inodes: 77, found: time.Now().Add(-time.Hour), took: time.Second}
 	slow := &look{begun: time.Now(), done: make(chan struct{})}
 	u.looks["a"], u.looks["b"] = slow, slow
-	if _, inodes := u.of(t.Context(), "a", t.TempDir()); inodes != 77 {
+	if _, inodes := u.of(t.Context(), "a", below(t.TempDir())); inodes != 77 {
 		t.Errorf("while a look is under way: %d inodes, want those of the last one", inodes)
 	}
-	if _, inodes := u.of(t.Context(), "b", t.TempDir()); inodes != 0 {
+	if _, inodes := u.of(t.Context(), "b", below(t.TempDir())); inodes != 0 {
 		t.Errorf("before the first look has ended: %d inodes", inodes)
 	}
 	clear(u.looks)
-	if _, inodes := u.of(t.Context(), "a", t.TempDir()); inodes != 1 {
+	if _, inodes := u.of(t.Context(), "a", below(t.TempDir())); inodes != 1 {
 		t.Errorf("after that: %d inodes, want those that are there", inodes)
 	}
 }
@@ -87,7 +87,7 @@ func TestUsageOfALookCutShort(t *testing.T) {
 	end()
 	u.slots = make(chan struct{}, 1)
 	for range 100 { // the select may choose to give up
-		<-u.look("a", t.TempDir()).done
+		<-u.look("a", below(t.TempDir())).done
 	}
 	if k, _ := u.last("a"); k.inodes != 77 || k.bytes != 1<<40 {
 		t.Errorf("remembered are %d bytes in %d files", k.bytes, k.inodes)
@@ -107,10 +107,10 @@ func TestUsageOfManySlowLooks(t *testing.T) {
 		}
 		begun := time.Now()
 		for i := range 200 {
-			u.begin(pod.ID(fmt.Sprint(i)), "/nowhere")
+			u.begin(pod.ID(fmt.Sprint(i)), below("/nowhere"))
 		}
 		for i := range 200 {
-			u.of(life, pod.ID(fmt.Sprint(i)), "/nowhere")
+			u.of(life, pod.ID(fmt.Sprint(i)), below("/nowhere"))
 		}
 		if took := time.Since(begun); took != usageWait {
 			t.Errorf("200 apps were waited for during %v", took)
