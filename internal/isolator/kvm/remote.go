@@ -62,7 +62,7 @@ func (k *KVM) Update(ctx context.Context, p *pod.Pod, app pod.ID, was, now pod.R
 	if err != nil {
 		return err
 	}
-	if has := s.memory * mebi; now.Memory > has && now.Memory > was.Memory {
+	if has := s.memory * mebi; has > 0 && now.Memory > has && now.Memory > was.Memory {
 		return recipe.Invalid("memory limit of %d MiB: the pod's machine has %d, and gets no more while it runs", now.Memory/mebi, s.memory)
 	}
 	files, err := limits(now)
