@@ -251,7 +251,7 @@ func TestGuestAgentExecIsHeld(t *testing.T) {
 		}
 		if hold {
 			go func() { _, _ = other.Hold(context.WithoutCancel(t.Context()), &guestpb.HoldRequest{Ref: ref}) }() // ends with the connection
-			eventually(t, 10*time.Second, "the exec runs", func() bool { return running() == "3" })
+			eventually(t, 10*time.Second, "the exec runs", func() bool { return running() != "0" })
 		}
 		end()
 		eventually(t, 20*time.Second, "the exec of "+name+" is ended and forgotten", func() bool {
@@ -290,7 +290,7 @@ func TestGuestAgentUpdate(t *testing.T) {
 	r.OomScoreAdj = 500
 	a.run(r)
 	scores := func() string {
-		return strings.Join(strings.Fields(sh(t, "for p in $(cat /sys/fs/cgroup/trial-guest/apps/sized/cgroup.procs); do cat /proc/$p/oom_score_adj; done")), " ")
+		return strings.Join(strings.Fields(sh(t, "for p in $(cat /sys/fs/cgroup/trial-guest/apps/sized/cgroup.procs); do cat /proc/$p/oom_score_adj 2>/dev/null || true; done")), " ")
 	}
 	if got := scores(); !strings.HasPrefix(got, "500") {
 		t.Errorf("the OOM scores are %q", got)
