@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/containerd/ttrpc"
 	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
 
 	"gantry/internal/guest"
 	"gantry/internal/guest/guestpb"
@@ -21,17 +23,13 @@ type Client struct {
 	ttrpc *ttrpc.Client
 }
 
-// Dial connects to the agent of a machine that is up.
-func Dial(cid uint32) (*Client, error) {
-	conn, err := vsock.Dial(cid, guest.Port, nil)
-	if err != nil {
-		return nil, fmt.Errorf("reach the machine: %w: %w", err, pod.ErrUnavailable)
-	}
-	return NewClient(conn), nil
-}
+// dialTime is how long a machine that is up may take to take a connection: it may be busy.
+const dialTime = 30 * time.Second
 
-// dial does it within the time of ctx.
+// dial connects to the agent of a machine that is up.
 func dial(ctx context.Context, cid uint32) (*Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
 	conn, err := connectTo(ctx, cid, guest.Port)
 	if err != nil {
 		return nil, err
@@ -39,7 +37,8 @@ func dial(ctx context.Context, cid uint32) (*Client, error) {
 	return NewClient(conn), nil
 }
 
-// connectTo connects to a port of a machine on vsock, which may hang.
+// connectTo connects to a port of a machine on vsock, which may hang. The kernel gives up
+// after two seconds; a machine that is not there says so at once.
 func connectTo(ctx context.Context, cid, port uint32) (net.Conn, error) {
 	type result struct {
 		conn net.Conn
@@ -47,12 +46,15 @@ func connectTo(ctx context.Context, cid, port uint32) (net.Conn, error) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		conn, err := vsock.Dial(cid, port, nil)
-		if err != nil {
-			done <- result{err: fmt.Errorf("reach the machine: %w: %w", err, pod.ErrUnavailable)}
-			return
+		var err error
+		for first := true; first || errors.Is(err, unix.ETIMEDOUT) && ctx.Err() == nil; first = false {
+			var conn net.Conn
+			if conn, err = vsock.Dial(cid, port, nil); err == nil {
+				done <- result{conn: conn}
+				return
+			}
 		}
-		done <- result{conn: conn}
+		done <- result{err: fmt.Errorf("reach the machine: %w: %w", err, pod.ErrUnavailable)}
 	}()
 	select {
 	case r := <-done:

@@ -31,7 +31,7 @@ func RunExec(ctx context.Context, dir, file, console string) (code int, err erro
 			return 0, err
 		}
 	}
-	if p.client, err = Dial(p.app.CID); err != nil {
+	if p.client, err = dial(ctx, p.app.CID); err != nil {
 		return 0, err
 	}
 	defer p.client.Close()

@@ -80,7 +80,7 @@ func (p *proxy) begin(ctx context.Context) error {
 			return fmt.Errorf("share %s: %w", s.Source, err)
 		}
 	}
-	if p.client, err = Dial(p.app.CID); err != nil {
+	if p.client, err = dial(ctx, p.app.CID); err != nil {
 		return err
 	}
 	_, err = p.client.Run(ctx, &guestpb.RunRequest{App: p.app.ID, Start: start, Process: process, Stdin: p.app.Stdin, OomScoreAdj: int32(p.app.OOMScoreAdj)})
@@ -94,13 +94,14 @@ func (p *proxy) resume(ctx context.Context) error {
 	}
 	if p.app.Stdio.Socket != "" {
 		n, err := stdio.Client{Socket: p.app.Stdio.Socket}.Written(ctx, pod.ID(p.app.ID))
-		if err != nil {
-			return err
+		if err == nil {
+			p.written = &n
+		} else { // rather a line twice than an app that is ended for it
+			fmt.Fprintln(os.Stderr, "gantry-guest: go on from what the machine knows:", err)
 		}
-		p.written = &n
 	}
 	var err error
-	if p.client, err = Dial(p.app.CID); err != nil {
+	if p.client, err = dial(ctx, p.app.CID); err != nil {
 		return err
 	}
 	return p.running(nil)
