@@ -79,6 +79,9 @@ func (e *Engine) AppMetrics(ctx context.Context, id pod.ID) (Metrics, error) {
 	m.RootfsBytes, m.RootfsInodes = e.usage.of(ctx, id, e.layer(app))
 	if far != nil { // what is open is not counted there
 		m.Processes = far.Processes
+		for i := range m.Devices { // the host's device of that number is another
+			m.Devices[i].Device = scratchDevice
+		}
 		m.Rootfs = Filesystem{Device: scratchDevice, Bytes: far.FSBytes, Inodes: far.FSInodes, FreeInodes: far.FSFreeInodes}
 		return m, nil
 	}

@@ -419,14 +419,19 @@ func ignoreSame(err, told error) error {
 }
 
 func (e *Engine) killApps(ctx context.Context, s pod.PodStatus) error {
+	var g errgroup.Group
 	for _, a := range s.Apps {
 		if a.Phase == pod.Running || a.Phase == pod.Unknown {
-			if err := e.kill(ctx, a); err != nil {
-				return fmt.Errorf("kill app %s: %w", a.ID, err)
-			}
+			g.Go(func() error {
+				err := noPanic(e.log, "kill an app", func() error { return e.kill(ctx, a) })
+				if err != nil {
+					return fmt.Errorf("kill app %s: %w", a.ID, err)
+				}
+				return nil
+			})
 		}
 	}
-	return nil
+	return g.Wait()
 }
 
 func (e *Engine) stopApps(ctx context.Context, s pod.PodStatus) error {

@@ -2,11 +2,14 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +19,8 @@ import (
 
 	"gantry/internal/isolator"
 	"gantry/internal/pod"
+	"gantry/internal/podstore"
+	"gantry/internal/systemd"
 	"gantry/internal/unit"
 )
 
@@ -172,7 +177,7 @@ func TestStatsFar(t *testing.T) {
 	w, f, _, a := newFarWorld(t)
 	f.reading = isolator.Reading{Processes: 3, FSBytes: 1 << 30, Files: map[string]string{
 		"cpu.stat": "usage_usec 5000\n", "memory.current": "4096\n", "memory.stat": "anon 100\ninactive_file 96\n", "memory.max": "8192\n", "pids.current": "4\n", "pids.max": "max\n",
-		"memory.events": "oom_kill 2\n", "io.stat": "",
+		"memory.events": "oom_kill 2\n", "io.stat": "1:3 rbytes=5\n",
 	}}
 	w.MeasureLayers([]pod.AppStatus{{App: a}})
 	s, err := w.AppStats(t.Context(), a.ID)
@@ -180,7 +185,7 @@ func TestStatsFar(t *testing.T) {
 		t.Errorf("stats %+v, %v", s, err)
 	}
 	m, err := w.AppMetrics(t.Context(), a.ID)
-	if err != nil || m.Processes != 3 || m.OOMKills != 2 || m.Rootfs.Bytes != 1<<30 || m.RootfsInodes != 7 || m.Files != 0 {
+	if err != nil || m.Processes != 3 || m.OOMKills != 2 || m.Rootfs.Bytes != 1<<30 || m.RootfsInodes != 7 || m.Files != 0 || len(m.Devices) != 1 || m.Devices[0].Device != "scratch" {
 		t.Errorf("metrics %+v, %v", m, err)
 	}
 	delete(f.reading.Files, "memory.current")
@@ -253,4 +258,23 @@ func TestPortForwardFar(t *testing.T) {
 type readWrite struct {
 	*io.PipeReader
 	io.Writer
+}
+
+// TestAnotherStandsForIt: the process that stands for an app was killed, and systemd has
+// started another.
+func TestAnotherStandsForIt(t *testing.T) {
+	t.Parallel()
+	w, _, p, a := newFarWorld(t)
+	data, err := json.Marshal(pod.Run{BootID: w.bootID, Unit: unit.App(string(a.ID)), PID: 4711, Started: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(w.store.App(p.ID, a.ID), podstore.RunFile), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.onUnit(t.Context(), systemd.Event{Kind: systemd.JobRemoved, Unit: unit.App(string(a.ID))}, false)
+	w.want(p, a, true, pod.Running)
+	if s, err := w.App(a.ID); err != nil || s.PID != 4711 {
+		t.Errorf("its process is %d, %v", s.PID, err)
+	}
 }

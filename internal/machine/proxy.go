@@ -174,12 +174,11 @@ func (p *proxy) fetchStdio() error {
 	if p.master != nil {
 		return store.Add(keptTerminal, int(p.master.Fd()))
 	}
+	var ends []stdio.File
 	for i, name := range kept {
-		if err := store.Add(name, int(p.stdio[i].Fd())); err != nil {
-			return err
-		}
+		ends = append(ends, stdio.File{Name: name, FD: int(p.stdio[i].Fd())})
 	}
-	return nil
+	return store.AddEach(ends...)
 }
 
 func (p *proxy) makeTerminal(console string) error {

@@ -56,6 +56,20 @@ func (s *Store) Add(name string, fds ...int) error {
 	return nil
 }
 
+// AddEach is Add for files of several names, with one wait for all.
+func (s *Store) AddEach(files ...File) error {
+	if len(files) == 0 || s == nil {
+		return nil
+	}
+	for _, f := range files[:len(files)-1] {
+		if err := s.put(f.Name, f.FD); err != nil {
+			return err
+		}
+	}
+	last := files[len(files)-1]
+	return s.Add(last.Name, last.FD)
+}
+
 // put sends descriptors. They arrive in one datagram: all of them or none.
 // FDPOLL=0 keeps systemd from dropping a pipe when its writers are gone, and with
 // it what they wrote last.
