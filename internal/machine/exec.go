@@ -62,7 +62,7 @@ func (p *proxy) follow(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go p.signals(ctx)
-	go p.feed(ctx)
+	go p.feedOnce(ctx)
 	// The process ends with this connection. An error shows in the other calls.
 	go func() { _, _ = p.client.Hold(ctx, &guestpb.HoldRequest{Ref: p.ref}) }()
 	if p.master != nil {
@@ -77,4 +77,17 @@ func (p *proxy) follow(ctx context.Context) (int, error) {
 	}
 	_, err = p.client.Forget(ctx, &guestpb.ForgetRequest{Ref: p.ref})
 	return int(end.Code), err
+}
+
+// feedOnce passes on what is said to a process that ends with us.
+func (p *proxy) feedOnce(ctx context.Context) {
+	next, err := p.client.Write(ctx, &guestpb.WriteRequest{Ref: p.ref})
+	buffer := make([]byte, 32<<10)
+	for err == nil {
+		n, readErr := p.stdio[0].Read(buffer)
+		next, err = p.client.Write(ctx, &guestpb.WriteRequest{Ref: p.ref, Offset: next.GetOffset(), Data: buffer[:n], Eof: readErr != nil})
+		if readErr != nil {
+			return
+		}
+	}
 }

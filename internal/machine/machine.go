@@ -9,6 +9,7 @@
 //	network.go  the way from the pod's interface into the machine
 //	client.go   calls of the agent
 //	app.go      an app's process on the host; exec.go, an exec's; proxy.go, what both do
+//	inbox.go    input on its way to an app
 //	end.go      how a machine ended
 //	share.go    what an app sees of the host
 package machine

@@ -29,6 +29,7 @@ type proxy struct {
 	client *Client
 	in     chan os.Signal
 	stdio  [3]*os.File
+	hold   *os.File // see inbox, nil for who has none
 	// master is the terminal that the machine's terminal follows in size, if there is one.
 	master *os.File
 	// written is what was passed on of the output before, nil if that is not known.
@@ -83,9 +84,14 @@ func (p *proxy) begin(ctx context.Context) error {
 	if p.client, err = dial(ctx, p.app.CID); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, runTime)
+	defer cancel()
 	_, err = p.client.Run(ctx, &guestpb.RunRequest{App: p.app.ID, Start: start, Process: process, Stdin: p.app.Stdin, OomScoreAdj: int32(p.app.OOMScoreAdj)})
 	return p.running(err)
 }
+
+// runTime bounds the start of an app: whoever waits for it has the pod's lock.
+const runTime = time.Minute
 
 // resume takes the place of a process that was killed.
 func (p *proxy) resume(ctx context.Context) error {
@@ -132,7 +138,10 @@ func (p *proxy) conclude(ctx context.Context) error {
 // no process that stands for it: nobody sees them close.
 var kept = [...]string{"stdin", "stdout", "stderr"}
 
-const keptTerminal = "terminal"
+const keptTerminal, keptInput = "terminal", "input"
+
+// inputFile, below an app's directory, is the inbox's.
+const inputFile = "input-offset"
 
 // takeStdio takes what systemd kept, or fetches it and has it kept.
 func (p *proxy) takeStdio() error {
@@ -145,12 +154,13 @@ func (p *proxy) takeStdio() error {
 		unix.CloseOnExec(f.FD)
 		have[f.Name] = os.NewFile(uintptr(f.FD), f.Name)
 	}
-	if t := have[keptTerminal]; t != nil {
+	p.hold = have[keptInput]
+	if t := have[keptTerminal]; t != nil && p.hold != nil {
 		p.stdio, p.master = [3]*os.File{t, t, t}, t
 		return nil
 	}
 	for i, name := range kept {
-		if p.stdio[i] = have[name]; p.stdio[i] == nil {
+		if p.stdio[i] = have[name]; p.stdio[i] == nil || p.app.Stdin && p.hold == nil {
 			return p.fetchStdio()
 		}
 	}
@@ -171,10 +181,16 @@ func (p *proxy) fetchStdio() error {
 	if err != nil {
 		return err
 	}
-	if p.master != nil {
-		return store.Add(keptTerminal, int(p.master.Fd()))
-	}
 	var ends []stdio.File
+	if p.app.Stdin && p.hold == nil {
+		if p.hold, err = holdPipe(); err != nil {
+			return err
+		}
+		ends = append(ends, stdio.File{Name: keptInput, FD: int(p.hold.Fd())})
+	}
+	if p.master != nil {
+		return store.AddEach(append(ends, stdio.File{Name: keptTerminal, FD: int(p.master.Fd())})...)
+	}
 	for i, name := range kept {
 		ends = append(ends, stdio.File{Name: name, FD: int(p.stdio[i].Fd())})
 	}
@@ -197,7 +213,7 @@ func (p *proxy) letGo() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range append([]string{keptTerminal}, kept[:]...) {
+	for _, name := range append([]string{keptTerminal, keptInput}, kept[:]...) {
 		err = errors.Join(err, store.Remove(name))
 	}
 	for _, f := range p.stdio {
@@ -285,17 +301,31 @@ func (p *proxy) hear(ctx context.Context, i int, to io.Writer) error {
 	}
 }
 
-// feed passes on what is said to the app. It ends with the app or with its input.
+// feed passes on what is said to the app, each byte once. It ends with the app or with its
+// input.
 func (p *proxy) feed(ctx context.Context) {
-	next, err := p.client.Write(ctx, &guestpb.WriteRequest{Ref: p.ref})
-	buffer := make([]byte, 32<<10)
+	if err := p.feedAll(ctx); err != nil && ctx.Err() == nil {
+		fmt.Fprintln(os.Stderr, "gantry-guest: pass on the input:", err)
+	}
+}
+
+func (p *proxy) feedAll(ctx context.Context) error {
+	in, err := newInbox(p.stdio[0], p.hold, filepath.Join(p.dir, inputFile))
+	if err != nil {
+		return err
+	}
+	known, err := p.client.Write(ctx, &guestpb.WriteRequest{Ref: p.ref})
 	for err == nil {
-		n, readErr := p.stdio[0].Read(buffer)
-		next, err = p.client.Write(ctx, &guestpb.WriteRequest{Ref: p.ref, Offset: next.GetOffset(), Data: buffer[:n], Eof: readErr != nil})
-		if readErr != nil {
-			return
+		data, offset, readErr := in.next(known.GetOffset())
+		if readErr != nil { // of a terminal that nobody has any more it is another than the end
+			_, err = p.client.Write(ctx, &guestpb.WriteRequest{Ref: p.ref, Offset: known.GetOffset(), Eof: true})
+			return err
+		}
+		if known, err = p.client.Write(ctx, &guestpb.WriteRequest{Ref: p.ref, Offset: offset, Data: data}); err == nil {
+			err = in.done(len(data))
 		}
 	}
+	return err
 }
 
 // forApp tells of signals that are passed on. The others are about us.

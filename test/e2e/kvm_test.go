@@ -87,6 +87,7 @@ func TestKVM(t *testing.T) {
 		{"a port", testMachinePort},
 		{"a killed process", testMachineProxyKilled},
 		{"a killed terminal", testMachineTerminalKilled},
+		{"a killed process and its input", testMachineInputKilled},
 		{"a stop of what is away", testMachineStopAway},
 		{"a hung machine", testMachineHangs},
 		{"a killed machine", testMachineKilled},
@@ -219,6 +220,36 @@ func testMachineTerminalKilled(t *testing.T, n *node.Node, p *pod.Pod) {
 		t.Errorf("it ended as %+v", s.Exit)
 	}
 	sameText(t, output(t, a), "before 1\r\nbefore 2\r\nbefore 3\r\nhalf full\r\n/dev/pts/0\r\n")
+}
+
+// testMachineInputKilled: what is said to an app comes once, whoever is killed meanwhile.
+func testMachineInputKilled(t *testing.T, n *node.Node, p *pod.Pod) {
+	a := newApp(t, n, p, shell("cat; exit 4"), with(func(s *engine.AppSpec) { s.Stdin, s.StdinOnce = true, true }))
+	start(t, n, a)
+	ours, theirs := io.Pipe()
+	attached := make(chan error, 1)
+	go func() {
+		attached <- n.Attach(t.Context(), a.ID, engine.Streams{Stdin: ours, Stdout: io.Discard, Stderr: io.Discard})
+	}()
+	var want strings.Builder
+	for i := range 30000 {
+		line := fmt.Sprintf("line %d\n", i)
+		want.WriteString(line)
+		if _, err := io.WriteString(theirs, line); err != nil {
+			t.Fatal(err)
+		}
+		if i%8000 == 1000 {
+			killProxy(t, a)
+		}
+	}
+	theirs.Close()
+	if s := wait(t, n, a); s.Exit.Code != 4 {
+		t.Errorf("it ended as %+v", s.Exit)
+	}
+	if err := <-attached; err != nil {
+		t.Errorf("the session ended with %v", err)
+	}
+	sameText(t, output(t, a), want.String())
 }
 
 // testMachineStopAway: an app is stopped as any other while there is nobody who stands for it,
