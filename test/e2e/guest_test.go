@@ -241,7 +241,7 @@ func TestGuestAgentExecIsHeld(t *testing.T) {
 	guard(t)
 	a := startAgent(t)
 	a.run(a.request("held", "sleep 1000000", nil))
-	process := encode(t, initproc.Process{Args: []string{"sh", "-c", "sleep 1000001 & sleep 1000002"}, Env: []string{"PATH=/bin"}, Cwd: "/"})
+	process := encode(t, initproc.Process{Args: []string{"sh", "-c", "sleep 1000001 | sleep 1000002"}, Env: []string{"PATH=/bin"}, Cwd: "/"})
 	running := func() string { return strings.TrimSpace(sh(t, "pgrep -fc 'sleep 100000[12]' || true")) }
 	for name, hold := range map[string]bool{"caller": true, "nobody": false} {
 		ref := &guestpb.Ref{App: "held", Exec: name}
@@ -286,7 +286,7 @@ func TestGuestAgentExecIsHeld(t *testing.T) {
 func TestGuestAgentUpdate(t *testing.T) {
 	guard(t)
 	a := startAgent(t)
-	r := a.request("sized", "sleep 1000000 & wait", nil)
+	r := a.request("sized", "sleep 1000000; true", nil)
 	r.OomScoreAdj = 500
 	a.run(r)
 	scores := func() string {
