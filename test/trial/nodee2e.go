@@ -154,7 +154,11 @@ func (t *trial) nodeE2E(ctx context.Context, v vm, how nodeE2E) error {
 			t.say.line("%v; trying once more", err)
 			results, err = t.runBatch(ctx, v, how, batch)
 		}
-		if err := errors.Join(err, store.add(results)); err != nil {
+		err = errors.Join(err, store.add(results))
+		if how.record { // a run may be cut off
+			err = errors.Join(err, recordResults(store.of(specs)))
+		}
+		if err != nil {
 			return err
 		}
 		todo = slices.DeleteFunc(todo, func(s string) bool { return slices.Contains(batch, s) })
