@@ -62,6 +62,8 @@ type Config struct {
 	HostPathHelper string
 	// Cgroups is where the cgroup file system is; "" is /sys/fs/cgroup.
 	Cgroups string
+	// OwnCgroup is a cgroup in which this program may make others, "" for none.
+	OwnCgroup string
 	// Handlers are further names of isolators: what a RuntimeClass calls them.
 	Handlers map[string]string
 	Weaker   Weaker

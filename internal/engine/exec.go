@@ -47,7 +47,11 @@ func (e *Engine) Exec(ctx context.Context, id pod.ID, p pod.Process, s Streams) 
 		return 0, fmt.Errorf("exec in app %s: %w", id, err)
 	}
 	began := time.Now()
-	run := &execRun{plan: plan, group: group, groupPath: e.cgroupName(group.path), streams: s, oomScore: app.Current.OOMScoreAdj, dir: filepath.Join(e.cfg.Run, "exec")}
+	outside, err := e.runtimeGroup(plan)
+	if err != nil {
+		return 0, errors.Join(fmt.Errorf("exec in app %s: %w", id, err), group.close())
+	}
+	run := &execRun{plan: plan, group: group, outside: outside, groupPath: e.cgroupName(group.path), streams: s, oomScore: app.Current.OOMScoreAdj, dir: filepath.Join(e.cfg.Run, "exec")}
 	defer e.endExec(id, run)
 	code, err := run.run(ctx)
 	if err != nil {
@@ -79,7 +83,8 @@ func (e *Engine) planExec(app pod.AppStatus, p pod.Process) (isolator.Exec, erro
 type execRun struct {
 	plan      isolator.Exec
 	group     *execGroup
-	groupPath string // from the root of cgroups
+	groupPath string     // from the root of cgroups
+	outside   *execGroup // where the command is, if that is not the process's group
 	streams   Streams
 	oomScore  int
 	dir       string // for the socket of a terminal
@@ -138,17 +143,24 @@ func (r *execRun) command(process, log *os.File) *exec.Cmd {
 		ExtraFiles:  []*os.File{process, log},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
-	if !r.plan.Outside {
-		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(r.group.lock.File().Fd())
+	in := r.group
+	if r.outside != nil {
+		in = r.outside
+	}
+	if r.outside != nil || r.plan.Group == "" {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(in.lock.File().Fd())
 	}
 	return cmd
 }
 
 // kill ends the process and the command that runs it. That goes first: what it has begun
-// and not yet put into the group is of its own process group still.
+// and not yet put into the group is with it still, or of its own process group.
 func (r *execRun) kill(cmd *exec.Cmd) error {
 	var err error
-	if r.plan.Outside {
+	switch {
+	case r.outside != nil:
+		err = r.outside.kill()
+	case r.plan.Outside:
 		err = ignore(unix.Kill(-cmd.Process.Pid, unix.SIGKILL), unix.ESRCH)
 	}
 	return errors.Join(err, r.group.kill())

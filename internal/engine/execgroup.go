@@ -43,8 +43,22 @@ func (e *Engine) newExecGroup(app pod.AppStatus, in string) (*execGroup, error) 
 	if err != nil {
 		return nil, err
 	}
+	return makeExecGroup(filepath.Join(parent, in))
+}
+
+// runtimeGroup makes the cgroup of a command that stays outside of the app: what it leaves
+// behind is found there. A program that has no place for that runs it in the app, unless the
+// command itself wants to be outside.
+func (e *Engine) runtimeGroup(plan isolator.Exec) (*execGroup, error) {
+	if !plan.Outside || e.cfg.OwnCgroup == "" {
+		return nil, nil
+	}
+	return makeExecGroup(e.cfg.OwnCgroup)
+}
+
+func makeExecGroup(parent string) (*execGroup, error) {
 	for {
-		path := filepath.Join(parent, in, execPrefix+strings.ToLower(rand.Text()[:12]))
+		path := filepath.Join(parent, execPrefix+strings.ToLower(rand.Text()[:12]))
 		if err := os.Mkdir(path, 0o755); err != nil {
 			return nil, fmt.Errorf("make cgroup: %w", err)
 		}
@@ -160,6 +174,10 @@ func (e *Engine) staleExecs(ctx context.Context, take func(GCItem, func() error)
 	}
 	var held []string
 	var errs []error
+	if e.cfg.OwnCgroup != "" {
+		_, err := staleGroups(e.cfg.OwnCgroup, take)
+		errs = append(errs, err)
+	}
 	for _, p := range pods {
 		for _, a := range p.Apps {
 			if ctx.Err() != nil {

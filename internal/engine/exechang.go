@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -66,7 +67,11 @@ func (s *session) abandon() {
 // endExec gives back the cgroup of an exec, now or when the command is gone.
 func (e *Engine) endExec(id pod.ID, r *execRun) {
 	closeGroup := func() {
-		if err := r.group.close(); err != nil {
+		err := r.group.close()
+		if r.outside != nil { // nothing of a runtime is left on purpose
+			err = errors.Join(err, r.outside.kill(), r.outside.close())
+		}
+		if err != nil {
 			e.log.Warn("cannot give back the cgroup of an exec", "app", id, "err", err)
 		}
 	}

@@ -55,6 +55,9 @@ type Options struct {
 	IsolatorDirs []string
 	// Weaker tells which pods may be isolated less than by the default isolator.
 	Weaker engine.Weaker
+	// OwnCgroup is a cgroup in which this program may make others; "" is its own one, if
+	// that was given to it.
+	OwnCgroup string
 	// CDIDirs are where the Container Device Interface's specifications are.
 	CDIDirs []string
 	// AppArmorDefault is the profile of apps that ask for the runtime's default.
@@ -123,7 +126,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		return nil, fmt.Errorf("connect to systemd (is it PID 1, and is dbus running?): %w", err)
 	}
 	e, err = engine.New(ctx, engine.Config{
-		Root: o.Root, Run: o.Run, Log: o.Log,
+		Root: o.Root, Run: o.Run, Log: o.Log, OwnCgroup: o.OwnCgroup,
 		Systemd: manager, Images: images, Network: pods, Stdio: stdio.Client{},
 		Isolators: append(isolators, others...), Isolator: o.Isolator,
 		Init: Init, HostPathHelper: Init, Handlers: o.Handlers, Weaker: o.Weaker, CDIDirs: o.CDIDirs, AppArmorDefault: profile, JournalMirror: !o.NoJournal, Failpoints: fail,
@@ -235,6 +238,9 @@ func (o Options) defaults() Options {
 	}
 	if o.Isolator == "" {
 		o.Isolator = "oci"
+	}
+	if o.OwnCgroup == "" {
+		o.OwnCgroup = delegatedCgroup("/proc/self/cgroup", "/sys/fs/cgroup")
 	}
 	return o
 }

@@ -23,13 +23,17 @@ import (
 const busybox = "localhost:5000/library/busybox:latest"
 
 // openNode gives an engine on the machine's own state, as the CLI has it.
-func openNode(t *testing.T) *node.Node {
+func openNode(t *testing.T, change ...func(*node.Options)) *node.Node {
 	t.Helper()
-	n, err := node.Open(t.Context(), node.Options{
+	o := node.Options{
 		IsolatorDirs: []string{isolatorDir}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		// Beside crun, as an operator configures it.
 		Runtimes: []config.Runtime{{Name: "runc", Command: []string{"/usr/sbin/runc"}}},
-	})
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	n, err := node.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

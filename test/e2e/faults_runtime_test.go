@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +33,21 @@ type badRuntime struct {
 	pid       int
 }
 
+// ownCgroup is one for what stays outside of apps, as gantry-cri has it from systemd.
+func ownCgroup(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join("/sys/fs/cgroup", "e2e-"+strings.ToLower(rand.Text()[:8]))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			t.Errorf("the cgroup of what stays outside: %v; %s", err, sh(t, "systemd-cgls --no-pager "+dir))
+		}
+	})
+	return dir
+}
+
 func newBadRuntime(t *testing.T) *badRuntime {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "e2e-runtime-")
@@ -50,7 +66,7 @@ func newBadRuntime(t *testing.T) *badRuntime {
 	b := &badRuntime{script: filepath.Join(dir, "script.json"), limit: patience(time.Second)}
 	b.set(t, runtimetest.Script{})
 	b.Node, err = node.Open(t.Context(), node.Options{
-		Log:     slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)), OwnCgroup: ownCgroup(t),
 		Runtime: []string{program, b.script, "/usr/bin/crun", "--root=/run/gantry/crun", "--cgroup-manager=disabled"}, RuntimeTimeout: b.limit,
 	})
 	if err != nil {

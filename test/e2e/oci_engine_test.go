@@ -135,7 +135,7 @@ func holderHasNothing(t *testing.T, n *node.Node, p *pod.Pod) {
 // of it, whose limits would hold it up. It goes with the process all the same.
 func TestExecCostsTheAppNothing(t *testing.T) {
 	guard(t)
-	n := openNode(t)
+	n := openNode(t, func(o *node.Options) { o.OwnCgroup = ownCgroup(t) })
 	pull(t, n, busybox)
 	p := newPod(t, n, inOCI)
 	a := newApp(t, n, p, command("sleep", "1000"), limits(pod.Resources{CPUQuota: 5000, CPUPeriod: 100000}))
