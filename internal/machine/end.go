@@ -116,15 +116,14 @@ func whyOff(ctx context.Context, podDir, name string) (string, error) {
 		return "", err
 	}
 	id := filepath.Base(podDir)
-	if job != "" && job != "0" { // it was told to stop
+	if job != "" && job != "0" { // it was told to stop, by who stops the pod or by the end of the file server, which ends with it
 		state, err := property(ctx, unit.Pod(id), "ActiveState")
 		if err != nil {
 			return "", err
 		}
-		if state == "active" {
-			return "the server of the pod's files has ended: see journalctl -u " + unit.FileServer(id), nil
+		if state != "active" {
+			return "the pod was stopped", nil
 		}
-		return "the pod was stopped", nil
 	}
 	said, err := agentFailed(podDir)
 	if said == "" {
