@@ -98,7 +98,10 @@ func EndApp(ctx context.Context, dir, result string) error {
 		return nil
 	case err == nil:
 		exit := exitOf(end)
-		if result == "exit-code" {
+		var why End
+		if readJSON(filepath.Join(podDirOf(dir), EndFile), &why) == nil { // the file server has ended: its machine is told to stop, and its apps before
+			exit = why.exit()
+		} else if result == "exit-code" {
 			exit.Message = "killed: the process that stood for it on the host has failed, see journalctl -u gantry-app-" + a.ID
 		}
 		return errors.Join(initproc.Ended(dir, exit), a.forget(ctx))
