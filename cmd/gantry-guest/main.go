@@ -23,6 +23,7 @@ const usage = `gantry-guest is run by systemd, around virtual machines of Gantry
   gantry-guest prepare PODDIR      makes what the machine needs
   gantry-guest await-socket PODDIR   waits until the file server listens
   gantry-guest await PODDIR SECONDS   waits until the machine's agent answers
+  gantry-guest down PODDIR STAGE   notes why a program of the machine's has ended
   gantry-guest release PODDIR      takes off the host what the machine shared
   gantry-guest app APPDIR          runs an app in the machine, and stands for it
   gantry-guest ended APPDIR RESULT ends the app that such a process stood for, unless another will
@@ -38,6 +39,12 @@ func main() {
 		if err := guest.Inside(); err != nil {
 			os.Exit(1)
 		}
+	}
+	if guest.IsHolder(os.Args) { // it is PID 1, too
+		if err := guest.Hold(); err != nil {
+			os.Exit(1)
+		}
+		return
 	}
 	ctx := context.Background()
 	if os.Getpid() == 1 {
@@ -64,6 +71,8 @@ func run(ctx context.Context, args []string) (code int, err error) {
 		return 0, told(ctx, args[1], machine.AwaitSocket(bounded, args[1], mainPID()))
 	case len(args) == 2 && args[0] == "release":
 		return 0, machine.Release(args[1])
+	case len(args) == 3 && args[0] == "down":
+		return 0, machine.Down(ctx, args[1], args[2])
 	case len(args) == 3 && args[0] == "await":
 		return 0, told(ctx, args[1], await(ctx, args[1], args[2]))
 	case len(args) == 2 && args[0] == "app":

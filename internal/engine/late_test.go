@@ -69,3 +69,38 @@ func TestLateUnitThatFails(t *testing.T) {
 		}
 	}
 }
+
+// own is an isolator whose pods have a kernel of their own.
+type own struct{ belated }
+
+func (o own) Features() isolator.Features {
+	f := o.belated.Features()
+	f.OwnKernel = true
+	return f
+}
+
+// TestNoNumbersOfTheHost: no process of the host holds the PID namespace of a pod with a
+// kernel of its own, so none is looked for.
+func TestNoNumbersOfTheHost(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true, nil)
+	a := b.running()
+	p, err := b.podRecord(a.Pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := *p
+	shared.Namespaces.PID = pod.NamespacePod
+	if _, err := b.joinedPIDs(t.Context(), &shared, a.App); !errors.Is(err, pod.ErrState) || !strings.Contains(err.Error(), "the holder of pod") {
+		t.Errorf("of the host's kernel: %v", err)
+	}
+	b.iso["own"] = own{belated{b.iso["oci"]}}
+	shared.Isolator = "own"
+	debug := *a.App
+	debug.Namespaces = pod.Namespaces{PID: pod.NamespaceTarget, Target: a.ID}
+	for _, app := range []*pod.App{a.App, &debug} {
+		if _, err := b.joinedPIDs(t.Context(), &shared, app); err != nil {
+			t.Errorf("%s: %v", app.Namespaces.PID, err)
+		}
+	}
+}

@@ -232,8 +232,10 @@ func (m *making) startLate(ctx context.Context) error {
 		return err
 	}
 	if iso, ok := m.e.iso[m.p.Isolator].(lateIsolator); ok {
+		// What they say at their end may be all that they say. The undoing stops them again.
+		_ = m.stopLate(ctx)
 		if why, readErr := os.ReadFile(iso.LateError(m.e.dirs(m.p.ID, ""))); readErr == nil {
-			return fmt.Errorf("%s: %w (%w)", why, pod.ErrUnavailable, err)
+			return fmt.Errorf("%s: %w", why, pod.ErrUnavailable)
 		}
 	}
 	return fmt.Errorf("%w: %w", pod.ErrUnavailable, err)
@@ -318,7 +320,7 @@ func (m *making) stopUnit(ctx context.Context) error {
 func (e *Engine) stopPodUnit(ctx context.Context, p *pod.Pod) error {
 	hangs := func() bool { return e.podHangs(p) }
 	err := e.stopUnit(ctx, unit.Pod(string(p.ID)), hangs)
-	if p.Namespaces.PID == pod.NamespacePod {
+	if p.Namespaces.PID == pod.NamespacePod && !e.ownKernel(p) {
 		err = errors.Join(err, e.stopUnit(ctx, unit.Holder(string(p.ID)), hangs))
 	}
 	return err
@@ -330,6 +332,9 @@ const shmSize = 64 << 20
 func (m *making) makeNamespaces(context.Context) error {
 	s := namespace.Spec{
 		Dir: m.e.runDir(m.p.ID), Hostname: m.p.Hostname, Sysctls: m.p.Sysctls, Child: m.e.cfg.Init,
+	}
+	if m.e.ownKernel(m.p) {
+		s.Sysctls = nil // they are of that kernel
 	}
 	if u := m.p.Namespaces.User; u != nil {
 		s.Kinds = append(s.Kinds, namespace.User)

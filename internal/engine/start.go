@@ -163,7 +163,8 @@ func (st *starting) stdioSpec() stdio.Spec {
 
 func (e *Engine) joinedPIDs(ctx context.Context, p *pod.Pod, a *pod.App) (pids, error) {
 	var join pids
-	if p.Namespaces.PID == pod.NamespacePod {
+	inside := e.ownKernel(p)
+	if p.Namespaces.PID == pod.NamespacePod && !inside {
 		s, err := e.cfg.Systemd.State(ctx, unit.Holder(string(p.ID)))
 		if err != nil {
 			return join, err
@@ -182,10 +183,16 @@ func (e *Engine) joinedPIDs(ctx context.Context, p *pod.Pod, a *pod.App) (pids, 
 	if target.Pod != p.ID {
 		return join, fmt.Errorf("target app %s is in another pod: %w", target.ID, pod.ErrInvalid)
 	}
-	if join.target = target.PID; target.Phase != pod.Running || join.target == 0 {
+	if join.target = target.PID; target.Phase != pod.Running || join.target == 0 && !inside {
 		return join, fmt.Errorf("target app %s is %s: %w", target.ID, target.Phase, pod.ErrState)
 	}
 	return join, nil
+}
+
+// ownKernel tells of a pod whose processes have their numbers in a kernel of its own.
+func (e *Engine) ownKernel(p *pod.Pod) bool {
+	iso, ok := e.iso[p.Isolator]
+	return ok && iso.Features().OwnKernel
 }
 
 func (st *starting) startUnit(ctx context.Context) error {

@@ -27,6 +27,8 @@ type Agent struct {
 
 	mu   sync.Mutex
 	apps map[string]*app
+
+	holder holder
 }
 
 // app is one of the pod's.
@@ -125,9 +127,36 @@ func (a *Agent) start(r *guestpb.RunRequest, in initproc.Inside) (*process, erro
 	if err := touch(in.Start); err != nil {
 		return nil, err
 	}
-	return launch{inside: in, stdin: r.Stdin, cgroup: dir, oomScore: int(r.OomScoreAdj), ended: func(end *guestpb.WaitResponse) {
+	pids, err := a.pids(in.Start.PIDs)
+	if err != nil {
+		return nil, err
+	}
+	return launch{inside: in, stdin: r.Stdin, cgroup: dir, pids: pids, oomScore: int(r.OomScoreAdj), ended: func(end *guestpb.WaitResponse) {
 		end.OomKills = a.groups.oomKills(app)
+		// In a PID namespace of others what the app has started lives on. If it cannot be
+		// killed, Forget says so.
+		_ = a.groups.kill(dir)
 	}}.start()
+}
+
+// pids is a process whose PID namespace an app is to be in, 0 for one of its own.
+func (a *Agent) pids(whose string) (int, error) {
+	switch whose {
+	case "":
+		return 0, nil
+	case initproc.PodPIDs:
+		return a.holder.get()
+	}
+	target, err := a.find(whose)
+	if err != nil {
+		return 0, fmt.Errorf("join the PID namespace of another app: %w", err)
+	}
+	select {
+	case <-target.done:
+		return 0, fmt.Errorf("join the PID namespace of another app: %s has ended", whose)
+	default:
+		return target.pid, nil
+	}
 }
 
 // touch looks into the directories of the host that an app is to have: each is a file

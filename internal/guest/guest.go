@@ -2,7 +2,8 @@
 // host shares with it, sets up the network, and runs the apps of the pod that the
 // machine is. The host tells it what to do over vsock; package guestpb has the words.
 //
-// An app is a process in a cgroup, a mount namespace and a PID namespace of its own; the
+// An app is a process in a cgroup, a mount namespace and a PID namespace of its own, or in
+// one that the pod's apps share; the
 // machine's network, IPC and hostname are the pod's. Everything that a plan asks for in
 // matters of security is done here, by the code that does it for apps which are processes
 // of the host. What an app says and how it ended is kept until the host has it.
@@ -12,6 +13,7 @@
 //	agent.go     the calls; exec.go and limits.go, those of execs, limits and statistics
 //	forward.go   connections from the host to the machine's loopback
 //	process.go   a process, from its start to its end
+//	holder.go    the PID namespace that apps share
 //	cgroup.go    limits and statistics
 //	output.go    what processes say; input.go, what is said to them
 package guest

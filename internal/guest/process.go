@@ -59,6 +59,7 @@ type launch struct {
 	// oomScore is the process's oom_score_adj.
 	oomScore int
 	app      int // the process of the app to join, 0 for an app itself
+	pids     int // one whose PID namespace to be in, 0 for one of its own
 	// ended tells of the end what only the machine knows.
 	ended func(*guestpb.WaitResponse)
 }
@@ -101,8 +102,10 @@ func (l launch) start() (_ *process, err error) {
 	closers = append(closers, group)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(group.Fd())}
 	if l.app == 0 {
-		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID
 		cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP
+	}
+	if l.pids == 0 {
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID
 	}
 	said, err := l.run(cmd)
 	if err != nil {
@@ -158,30 +161,41 @@ func (l launch) run(cmd *exec.Cmd) (said string, err error) {
 	return strings.TrimSpace(string(text)), err
 }
 
-// startIn starts the program, in the PID namespace of the app that it joins: a child is
+// startIn starts the program, in another's PID namespace if it is to be in one: a child is
 // born into it if its parent's thread has entered it. That thread is of no use for
 // anything else.
 func (l launch) startIn(cmd *exec.Cmd) error {
-	if l.app == 0 {
+	if l.app != 0 {
+		app, err := pidfd(l.app)
+		if err != nil {
+			return fmt.Errorf("find the app's process: %w", err)
+		}
+		defer app.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, app)
+	}
+	if l.pids == 0 {
 		return cmd.Start()
 	}
-	fd, err := unix.PidfdOpen(l.app, 0)
+	other, err := pidfd(l.pids)
 	if err != nil {
-		return fmt.Errorf("find the app's process: %w", err)
+		return fmt.Errorf("find the process whose PID namespace to join: %w", err)
 	}
-	app := os.NewFile(uintptr(fd), "app")
-	defer app.Close()
-	cmd.ExtraFiles = append(cmd.ExtraFiles, app)
+	defer other.Close()
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		if err := unix.Setns(fd, unix.CLONE_NEWPID); err != nil {
-			done <- fmt.Errorf("enter the app's PID namespace: %w", err)
+		if err := unix.Setns(int(other.Fd()), unix.CLONE_NEWPID); err != nil {
+			done <- fmt.Errorf("enter the PID namespace: %w", err)
 			return
 		}
 		done <- cmd.Start()
 	}()
 	return <-done
+}
+
+func pidfd(pid int) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	return os.NewFile(uintptr(fd), "process"), err
 }
 
 // pipes makes the process's stdio, and returns its ends.

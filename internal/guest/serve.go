@@ -74,6 +74,7 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	guestpb.RegisterGuestService(server, a)
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
+	defer a.holder.end()
 	if err := server.Serve(ctx, l); err != nil && !errors.Is(err, ttrpc.ErrServerClosed) {
 		return fmt.Errorf("serve: %w", err)
 	}

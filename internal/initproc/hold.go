@@ -95,6 +95,14 @@ func holdStart() error {
 	})
 }
 
+// Hold is what PID 1 of a shared PID namespace does in a machine, in a mount namespace of its
+// own: what it is executed from cannot be written to there. It says on descriptor 3 how its
+// start went: see HolderReported.
+func Hold() error { return holdChild() }
+
+// HolderReported reads what a holder said, and gives it as an error if it does not hold.
+func HolderReported(r io.Reader) error { return holderReported(r) }
+
 // holdChild shuts itself in, reaps what is left to it and waits to be told to go.
 func holdChild() error {
 	if err := reportFailure(confineHolder); err != nil {

@@ -1,5 +1,8 @@
 package initproc
 
+// PodPIDs stands for the PID namespace that apps of a pod share.
+const PodPIDs = "pod"
+
 // Start is the content of start.json, written by an isolator's plan into the
 // app's directory and read by "gantry-init start DIR".
 type Start struct {
@@ -7,6 +10,9 @@ type Start struct {
 	App string `json:"app"`
 	// Self has gantry-init run the app itself; without it the OCI runtime does.
 	Self *Self `json:"self,omitempty"`
+	// PIDs tells, in a machine, whose PID namespace the app is in: "" is its own, PodPIDs the
+	// pod's, and anything else the ID of another app.
+	PIDs string `json:"pids,omitempty"`
 	// Around is the command line of a program that is put around the app: gantry-init
 	// becomes it, and what it runs in place of AppArg becomes the app. It needs Self.
 	Around []string `json:"around,omitempty"`

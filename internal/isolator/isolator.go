@@ -76,6 +76,9 @@ type Features struct {
 	TTY                     bool
 	Devices                 bool
 	Hooks                   bool // of the OCI, that devices of vendors bring
+	// OwnKernel: the pod boots one. PID namespaces and what sysctls change are in there: no
+	// process of the host holds the one, and the host's kernel is not asked for the other.
+	OwnKernel bool
 }
 
 // Sandbox is the input of a pod's plan.
@@ -95,7 +98,8 @@ type App struct {
 	// ImageVolumes are the trees of Mount.Image, by image ID.
 	ImageVolumes map[string]Tree
 	// HolderPID is the process that holds the pod's shared PID namespace, and
-	// TargetPID the one whose namespace a NamespaceTarget app joins.
+	// TargetPID the one whose namespace a NamespaceTarget app joins. With a kernel of the
+	// pod's own there are none on the host.
 	HolderPID, TargetPID int
 	// PID is the app's process, where it runs: for an Exec.
 	PID int

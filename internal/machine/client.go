@@ -83,7 +83,7 @@ func (c *Client) Close() error { return c.ttrpc.Close() }
 func Await(ctx context.Context, podDir string, pid int, patience time.Duration) (*guestpb.InfoResponse, error) {
 	var plan Plan
 	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err != nil {
-		return nil, fmt.Errorf("boot the machine: read plan: %w", err)
+		return nil, fmt.Errorf("%s: read plan: %w", StageBoot, err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("its agent does not answer within %s (kvm.boot-time)", patience))
 	defer cancel()
@@ -100,7 +100,7 @@ func Await(ctx context.Context, podDir string, pid int, patience time.Duration) 
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("boot the machine: %w (%w)", context.Cause(ctx), err)
+			return nil, fmt.Errorf("%s: %w (%w)", StageBoot, context.Cause(ctx), err)
 		}
 	}
 }

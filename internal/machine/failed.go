@@ -35,6 +35,38 @@ func NotUp(ctx context.Context, podDir string, why error) error {
 	return errors.Join(why, os.WriteFile(filepath.Join(podDir, ErrorFile), []byte(text), 0o600))
 }
 
+// The stages of a machine's start that programs of others have to come through.
+const (
+	StageFiles = "start the file server"
+	StageBoot  = "boot the machine"
+)
+
+// Down leaves there why the program of a stage has ended, unless that is known or was no
+// failure. It is for the end of a unit, where systemd tells how that was: whoever waits for
+// the program may have come too late, or was not started.
+func Down(ctx context.Context, podDir, stage string) error {
+	result := os.Getenv("SERVICE_RESULT")
+	if result == "" || result == "success" {
+		return nil
+	}
+	how := strings.TrimSpace(os.Getenv("EXIT_CODE") + " " + os.Getenv("EXIT_STATUS"))
+	plain := slices.Contains([]string{"exit-code", "signal", "core-dump"}, result)
+	if !plain {
+		how = strings.TrimSpace(result + " " + how)
+	}
+	file := filepath.Join(podDir, ErrorFile)
+	told, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return NotUp(ctx, podDir, fmt.Errorf("%s: %w (%s)", stage, errEnded, how))
+	case err != nil:
+		return err
+	case plain:
+		return nil
+	}
+	return os.WriteFile(file, fmt.Appendf(told, " (its unit ended by %s)", how), 0o600)
+}
+
 // lastWords are the last lines that processes of a unit wrote, those that matter first.
 func lastWords(ctx context.Context, invocation string) ([]string, error) {
 	const patience, most = 5 * time.Second, 100

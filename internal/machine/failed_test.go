@@ -44,6 +44,43 @@ func TestNotUp(t *testing.T) {
 	}
 }
 
+// TestDown: how a program ended is told if nobody has told why, and added if it says more.
+func TestDown(t *testing.T) {
+	const known = "boot the machine: no answer"
+	for name, c := range map[string]struct{ result, code, status, before, want string }{
+		"well":           {"success", "exited", "0", "", ""},
+		"no unit":        {"", "", "", "", ""},
+		"failed":         {"exit-code", "exited", "1", "", "boot the machine: its program has ended (exited 1)"},
+		"for memory":     {"oom-kill", "killed", "KILL", known, known + " (its unit ended by oom-kill killed KILL)"},
+		"known":          {"exit-code", "exited", "1", known, known},
+		"waiter killed":  {"signal", "exited", "0", "", "boot the machine: its program has ended (exited 0)"},
+		"out of time":    {"timeout", "", "", "", "boot the machine: its program has ended (timeout)"},
+		"well, but told": {"success", "exited", "0", known, known},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("INVOCATION_ID", "")
+			t.Setenv("SERVICE_RESULT", c.result)
+			t.Setenv("EXIT_CODE", c.code)
+			t.Setenv("EXIT_STATUS", c.status)
+			dir := t.TempDir()
+			file := filepath.Join(dir, ErrorFile)
+			if c.before != "" {
+				if err := os.WriteFile(file, []byte(c.before), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := Down(t.Context(), dir, StageBoot)
+			if err != nil && !errors.Is(err, errEnded) {
+				t.Error(err)
+			}
+			got, err := os.ReadFile(file)
+			if string(got) != c.want || err != nil && c.want != "" {
+				t.Errorf("%q, %v, want %q", got, err, c.want)
+			}
+		})
+	}
+}
+
 // TestAwaitEndsWithTheProgram: whoever waits for a program that has ended does not do so
 // until its time is over.
 func TestAwaitEndsWithTheProgram(t *testing.T) {

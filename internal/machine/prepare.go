@@ -131,7 +131,7 @@ func Release(podDir string) error {
 func AwaitSocket(ctx context.Context, podDir string, pid int) error {
 	var plan Plan
 	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err != nil {
-		return fmt.Errorf("start the file server: read plan: %w", err)
+		return fmt.Errorf("%s: read plan: %w", StageFiles, err)
 	}
 	path := filepath.Join(plan.Run, SocketFile)
 	ctx, stop := whileRuns(ctx, pid)
@@ -146,7 +146,7 @@ func AwaitSocket(ctx context.Context, podDir string, pid int) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("start the file server: wait until it listens: %w", context.Cause(ctx))
+			return fmt.Errorf("%s: wait until it listens: %w", StageFiles, context.Cause(ctx))
 		}
 	}
 }

@@ -31,7 +31,7 @@ var modules = [...]string{
 }
 
 // machines is the isolator of virtual machines, which boot the kernel that runs here.
-func (o Options) machines() (*kvm.KVM, error) {
+func (o Options) machines(selinux bool) (*kvm.KVM, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return nil, fmt.Errorf("find the kernel: %w", err)
@@ -47,7 +47,7 @@ func (o Options) machines() (*kvm.KVM, error) {
 	return kvm.New(kvm.Config{
 		Init: Init, Guest: Guest, StdioSocket: stdio.Socket, Emulator: needs.Emulator, FileServer: needs.FileServer,
 		Kernel: needs.Kernel, Boot: boot, Emulate: m.Emulate, Memory: m.Memory, Overhead: m.Overhead, CPUs: m.CPUs, Disk: m.Disk, BootTime: m.BootSeconds,
-		Lacks: needs.Check,
+		SELinux: selinux, Lacks: needs.Check,
 	})
 }
 

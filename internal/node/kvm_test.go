@@ -13,7 +13,7 @@ import (
 func TestMachinesOfTheConfiguration(t *testing.T) {
 	t.Parallel()
 	c := config.Default()
-	k, err := FromConfig(c).machines()
+	k, err := FromConfig(c).machines(false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,7 +25,7 @@ func TestMachinesOfTheConfiguration(t *testing.T) {
 	if want := (Machines{Emulate: true, Memory: 256 << 20, Overhead: 160 << 20, Disk: 10 << 30, CPUs: 1, BootSeconds: 2}); o.Machines != want {
 		t.Errorf("%+v, want %+v", o.Machines, want)
 	}
-	if k, err = o.machines(); err != nil || k.Off() {
+	if k, err = o.machines(false); err != nil || k.Off() {
 		t.Errorf("switched on: %v, %v", k.Off(), err)
 	}
 	// Gantry's own program is where no test puts it.

@@ -97,7 +97,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	machines, err := o.machines()
+	machines, err := o.machines(labels)
 	if err != nil {
 		return nil, err
 	}

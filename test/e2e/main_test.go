@@ -24,6 +24,12 @@ func TestMain(m *testing.M) {
 		_ = guest.Inside() // it has said why
 		os.Exit(1)
 	}
+	if guest.IsHolder(os.Args) {
+		if guest.Hold() != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getenv("CNI_COMMAND") != "" {
 		os.Exit(networktest.Main())
 	}

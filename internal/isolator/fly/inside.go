@@ -58,5 +58,9 @@ func (f *Fly) InsideExec(in isolator.App, p pod.Process) (initproc.Process, erro
 	return f.execOf(in, p)
 }
 
+// Rlimits are all of an app's limits, with the defaults of those that it does not set: for an
+// app that no unit gives any.
+func Rlimits(own []pod.Rlimit) []initproc.Rlimit { return rlimits(recipe.Rlimits(own)) }
+
 // Shown is a process as people may see it.
 func Shown(p initproc.Process) []byte { return shown(p) }

@@ -37,10 +37,16 @@ func (k *KVM) app(in isolator.App) (isolator.Plan, error) {
 	if err != nil {
 		return isolator.Plan{}, err
 	}
-	inside.Process.AppArmor = ""
+	inside.Process.Rlimits = fly.Rlimits(in.App.Rlimits)
 	start, shares, err := translate(in, inside)
 	if err != nil {
 		return isolator.Plan{}, err
+	}
+	switch n := in.App.Namespaces; n.PID {
+	case pod.NamespacePod:
+		start.PIDs = initproc.PodPIDs
+	case pod.NamespaceTarget:
+		start.PIDs = string(n.Target)
 	}
 	if start.Cgroup, err = limits(in.Resources); err != nil {
 		return isolator.Plan{}, err
@@ -128,11 +134,18 @@ const (
 	storeSize    = 8
 )
 
-// check returns the input with what has a meaning in the machine.
+// check returns the input with what has a meaning in the machine, where no AppArmor is: the
+// default profile keeps an app from the host, which the machine does. One that a pod names
+// may do anything, so without it there is no app.
 func (k *KVM) check(in isolator.App) (isolator.App, error) {
-	if in.App != nil { // the profiles are the host's
+	if in.App != nil {
 		app := *in.App
-		app.Security.AppArmor = pod.Profile{Kind: pod.ProfileUnconfined}
+		switch app.Security.AppArmor.Kind {
+		case "", pod.ProfileRuntimeDefault, pod.ProfileUnconfined:
+			app.Security.AppArmor = pod.Profile{Kind: pod.ProfileUnconfined}
+		case pod.ProfileLocalhost:
+			return in, fmt.Errorf("security.appArmor: profile %s: %w by this isolator: there is no AppArmor in a machine", app.Security.AppArmor.Localhost, pod.ErrUnsupported)
+		}
 		in.App = &app
 	}
 	return in, k.recipe.CheckApp(in)
@@ -143,7 +156,5 @@ func (k *KVM) execProcess(in isolator.App, p pod.Process) (initproc.Process, err
 	if err != nil {
 		return initproc.Process{}, err
 	}
-	process, err := k.inside.InsideExec(in, p)
-	process.AppArmor = ""
-	return process, err
+	return k.inside.InsideExec(in, p)
 }

@@ -52,6 +52,9 @@ type Config struct {
 	BootTime int
 	// Arch is the machine's architecture, in Go's words; "" is this program's.
 	Arch string
+	// SELinux is set where the host's SELinux is on. A pod that asks for a label is refused
+	// there: in the machine there is none.
+	SELinux bool
 	// Lacks tells what the node lacks for machines, nil if nothing; without it nobody asks.
 	Lacks func() error
 }
@@ -68,9 +71,8 @@ var _ isolator.Isolator = (*KVM)(nil)
 // New returns the isolator.
 func New(c Config) (*KVM, error) {
 	// What an app is in the machine is what an app of fly is on the host, but that it is
-	// alone. AppArmor and SELinux are the host's: in the machine there is none to confine
-	// from.
-	inside, err := fly.New(fly.Config{Init: c.Init, Arch: c.Arch})
+	// alone. AppArmor and SELinux are the host's.
+	inside, err := fly.New(fly.Config{Init: c.Init, SELinux: c.SELinux, Arch: c.Arch})
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +87,7 @@ func (k *KVM) Features() isolator.Features { return k.recipe.Features }
 
 func features() isolator.Features {
 	return isolator.Features{
-		Isolation: isolator.IsolationMachine, PodNetwork: true,
+		Isolation: isolator.IsolationMachine, OwnKernel: true, PodNetwork: true, SharedPID: true,
 		RecursiveReadOnlyMounts: true, ImageVolumes: true, MountOptions: true, TTY: true,
 	}
 }
@@ -109,6 +111,9 @@ func (k *KVM) Missing() error {
 
 // Sandbox plans a pod and its machine.
 func (k *KVM) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
+	if k.cfg.SELinux && in.Pod != nil && in.Pod.Security.SELinux != nil {
+		return isolator.Plan{}, fmt.Errorf("plan pod: security.selinux: %w by this isolator", pod.ErrUnsupported)
+	}
 	plan, err := k.recipe.Sandbox(in)
 	if err != nil {
 		return plan, err

@@ -1,6 +1,7 @@
 package kvm
 
 import (
+	"encoding/json"
 	"errors"
 	"flag"
 	"os"
@@ -11,10 +12,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"gantry/internal/initproc"
 	"gantry/internal/isolator"
 	"gantry/internal/isolator/isolatortest"
 	"gantry/internal/machine"
 	"gantry/internal/pod"
+	"gantry/internal/unit"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -186,4 +189,47 @@ func TestResize(t *testing.T) {
 	if _, _, err := k.Resources(pod.Resources{Hugepages: []pod.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}}}); !errors.Is(err, pod.ErrUnsupported) {
 		t.Errorf("huge pages: %v", err)
 	}
+}
+
+// TestPIDs: whose PID namespace an app is in says the plan, in words of the machine. No
+// process of the host holds one.
+func TestPIDs(t *testing.T) {
+	t.Parallel()
+	const target = "cccccccccccccccccccccccc"
+	for mode, want := range map[pod.NamespaceMode]string{pod.NamespaceApp: "", pod.NamespacePod: initproc.PodPIDs, pod.NamespaceTarget: target} {
+		in := input()
+		in.Pod.Namespaces.PID, in.App.Namespaces.PID, in.App.Namespaces.Target = pod.NamespacePod, mode, target
+		k := newKVM(t)
+		sandbox, err := k.Sandbox(isolator.Sandbox{Pod: in.Pod, Dir: in.Dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := sandbox.Text(); strings.Contains(text, unit.Holder(podID)) {
+			t.Errorf("%s: a process of the host holds it:\n%s", mode, text)
+		}
+		in.HolderPID, in.TargetPID = 4711, 4712 // which would mean nothing there
+		plan, err := k.App(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := started(t, plan).Start.PIDs; got != want {
+			t.Errorf("%s: %q, want %q", mode, got, want)
+		}
+		if text := plan.Text(); strings.Contains(text, "4711") || strings.Contains(text, "4712") {
+			t.Errorf("%s: numbers of the host are in the plan:\n%s", mode, text)
+		}
+	}
+}
+
+// started is what the machine is told of an app.
+func started(t *testing.T, plan isolator.Plan) (a machine.App) {
+	t.Helper()
+	for _, f := range plan.Files {
+		if f.Path == machine.AppFile {
+			if err := json.Unmarshal(f.Data, &a); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return a
 }

@@ -56,6 +56,9 @@ func limits(r pod.Resources) ([]initproc.CgroupFile, error) {
 	}
 	for _, f := range exact {
 		if strings.HasPrefix(f.Name, "hugetlb.") {
+			if f.Value == "0" { // a kubelet says so of every app that wants none; there are none
+				continue
+			}
 			return nil, fmt.Errorf("resources: huge pages: %w by this isolator", pod.ErrUnsupported)
 		}
 		set(f.Name, f.Value)

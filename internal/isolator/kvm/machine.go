@@ -36,13 +36,17 @@ const (
 	mostCPUs    = 255
 )
 
-// size follows from the pod's limits: its memory less what the machine itself takes.
+// size follows from the pod's limits: its memory less what the machine itself takes. The
+// overhead that a RuntimeClass announces is on top of what the apps have.
 func (k *KVM) size(p *pod.Pod) (size, error) {
 	s := size{k.cfg.Memory / mebi, max(k.cfg.CPUs, 1)}
 	if p.Resources == nil {
 		return s, nil
 	}
 	if limit := p.Resources.Memory; limit > 0 {
+		if p.Overhead != nil && p.Overhead.Memory > 0 {
+			limit += p.Overhead.Memory
+		}
 		if s.memory = (limit - k.cfg.Overhead) / mebi; s.memory < leastMemory {
 			return s, recipe.Invalid("memory limit of %d MiB: a machine needs at least %d", limit/mebi, leastMemory+k.cfg.Overhead/mebi)
 		}
@@ -84,6 +88,13 @@ func (k *KVM) ended(in isolator.Sandbox, name string) unit.Command {
 	return c
 }
 
+// down notes why a program has ended, for whoever waits for the machine.
+func (k *KVM) down(in isolator.Sandbox, stage string) unit.Command {
+	c := k.run("down", in.Dir.Pod, stage)
+	c.IgnoreFailure = true
+	return c
+}
+
 // server shares files of the host with the machine, and nothing that is not in the share.
 func (k *KVM) server(in isolator.Sandbox) unit.Unit {
 	socket := path.Join(in.Dir.Run, machine.SocketFile)
@@ -95,7 +106,7 @@ func (k *KVM) server(in isolator.Sandbox) unit.Unit {
 			k.cfg.FileServer, "--socket-path=" + socket, "--shared-dir=" + share(in.Dir), "--announce-submounts", "--cache=auto", "--sandbox=namespace", "--log-level=warn",
 		}}}},
 		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await-socket", in.Dir.Pod)}},
-		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.ended(in, unit.FileServer(string(in.Pod.ID))), k.run("release", in.Dir.Pod)}},
+		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.ended(in, unit.FileServer(string(in.Pod.ID))), k.down(in, machine.StageFiles), k.run("release", in.Dir.Pod)}},
 		unit.Property{Name: "LimitNOFILE", Value: unit.Uint64(1 << 20)},
 	)}
 }
@@ -111,7 +122,11 @@ func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
 		unit.Property{Name: "NetworkNamespacePath", Value: unit.String(path.Join(in.Dir.Run, recipe.NetPin))},
 		unit.Property{Name: "ExecStart", Value: unit.Commands{{Path: k.cfg.Emulator, Args: append([]string{k.cfg.Emulator}, k.arguments(in, s, cid)...)}}},
 		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await", in.Dir.Pod, strconv.Itoa(k.cfg.BootTime))}},
-		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.ended(in, unit.Machine(id)), {Path: systemctl, Args: []string{systemctl, "--no-block", "stop", unit.Pod(id)}, IgnoreFailure: true}}},
+		unit.Property{Name: "ExecStopPost", Value: unit.Commands{
+			// Before the last one: that ends the wait for the start.
+			k.ended(in, unit.Machine(id)), k.down(in, machine.StageBoot),
+			{Path: systemctl, Args: []string{systemctl, "--no-block", "stop", unit.Pod(id)}, IgnoreFailure: true},
+		}},
 		unit.Property{Name: "TimeoutStartUSec", Value: unit.Duration(time.Duration(k.cfg.BootTime+bootMargin) * time.Second)},
 		unit.Property{Name: "LimitMEMLOCK", Value: unit.Infinity},
 		unit.Property{Name: "DevicePolicy", Value: unit.String("closed")},

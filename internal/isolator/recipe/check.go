@@ -36,7 +36,7 @@ func (r Recipe) CheckApp(in isolator.App) error {
 			return fmt.Errorf("directory: %w", err)
 		}
 	}
-	if err := checkPod(in.Pod); err != nil {
+	if err := r.checkPod(in.Pod); err != nil {
 		return err
 	}
 	if err := r.Features.CheckApp(in.App); err != nil {

@@ -65,18 +65,18 @@ func (r Recipe) checkSandbox(in isolator.Sandbox) error {
 	if err := r.Features.CheckPod(p); err != nil {
 		return err
 	}
-	return checkPod(p)
+	return r.checkPod(p)
 }
 
 // checkPod checks what a pod's and an app's plan both rest on.
-func checkPod(p *pod.Pod) error {
+func (r Recipe) checkPod(p *pod.Pod) error {
 	if err := unit.ValidName(p.Slice); err != nil || !strings.HasSuffix(p.Slice, ".slice") {
 		return Invalid("slice %q is no slice unit", p.Slice)
 	}
 	if err := checkNamespaces(p.Namespaces); err != nil {
 		return fmt.Errorf("namespaces: %w", err)
 	}
-	if err := checkSysctls(p); err != nil {
+	if err := r.checkSysctls(p); err != nil {
 		return err
 	}
 	for _, f := range []struct{ field, text string }{{"hostname", p.Hostname}, {"name", p.Name}, {"namespace", p.Namespace}} {
@@ -153,9 +153,9 @@ func Mapped(ms []pod.IDMap, id uint32) bool {
 	})
 }
 
-// checkSysctls refuses what would change the whole machine. The engine sets the
-// rest when it makes the namespaces.
-func checkSysctls(p *pod.Pod) error {
+// checkSysctls refuses what would change the host. The engine sets the rest when it makes
+// the namespaces, but in a kernel of the pod's own, which it may change as it likes.
+func (r Recipe) checkSysctls(p *pod.Pod) error {
 	for _, name := range slices.Sorted(maps.Keys(p.Sysctls)) {
 		node := false
 		switch {
@@ -166,7 +166,7 @@ func checkSysctls(p *pod.Pod) error {
 		case strings.HasPrefix(name, "fs.mqueue."), strings.HasPrefix(name, "kernel.shm"),
 			strings.HasPrefix(name, "kernel.msg"), name == "kernel.sem":
 			node = p.Namespaces.IPC == pod.NamespaceNode
-		default:
+		case !r.Features.OwnKernel:
 			return Invalid("sysctl %s: is not of a namespace", name)
 		}
 		if node {
@@ -235,7 +235,7 @@ func (r Recipe) podUnits(in isolator.Sandbox) ([]unit.Unit, error) {
 		}
 		units = append(units, slice)
 	}
-	if p.Namespaces.PID == pod.NamespacePod {
+	if p.Namespaces.PID == pod.NamespacePod && !r.Features.OwnKernel {
 		units = append(units, r.holder(in))
 	}
 	var needs unit.Strings
