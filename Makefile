@@ -54,7 +54,8 @@ install: ## copy what was built to DESTDIR/usr
 	put 0644 share/fish/vendor_completions.d out/docs/completions/fish/*; \
 	for n in 1 5 7 8; do put 0644 share/man/man$$n dist/man/*.$$n out/docs/man$$n/*.$$n; done; \
 	put 0644 share/doc/gantry LICENSE README.md; \
-	put 0755 share/doc/gantry/examples/isolators docs/examples/isolators/*
+	put 0755 share/doc/gantry/examples/isolators docs/examples/isolators/*; \
+	put 0644 share/doc/gantry/examples/kubernetes dist/kubernetes/*.yaml
 
 .PHONY: test
 test: test-unit test-vm ## all tests: without root, then in a VM (TEST_VM=0 leaves the VM out)

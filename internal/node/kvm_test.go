@@ -2,6 +2,9 @@ package node
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -31,5 +34,31 @@ func TestMachinesOfTheConfiguration(t *testing.T) {
 	// Gantry's own program is where no test puts it.
 	if err := k.Missing(); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "this node lacks ") {
 		t.Errorf("without what it needs: %v", err)
+	}
+}
+
+// TestRuntimeClasses: those that we ship name isolators that there are, and announce the
+// overhead that machines have unless told otherwise.
+func TestRuntimeClasses(t *testing.T) {
+	t.Parallel()
+	const dir = "../../dist/kubernetes"
+	for _, name := range []string{"oci", "fly", "kvm"} {
+		text, err := os.ReadFile(filepath.Join(dir, "runtimeclass-"+name+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata:\n  name: " + name + "\n", "\nhandler: " + name + "\n"} {
+			if !strings.Contains(string(text), want) {
+				t.Errorf("%s: want %q in\n%s", name, want, text)
+			}
+		}
+		memory := fmt.Sprintf("\n    memory: %dMi\n", config.Default().KVMOverhead>>20)
+		if strings.Contains(string(text), memory) != (name == "kvm") {
+			t.Errorf("%s: %q in\n%s", name, memory, text)
+		}
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) != 3 {
+		t.Errorf("%v, %v", files, err)
 	}
 }
