@@ -457,20 +457,20 @@ func TestAppArmorDefaultIsNeverLeftOut(t *testing.T) {
 	t.Parallel()
 	e := &Engine{cfg: Config{AppArmorDefault: "no-such-profile"}}
 	for _, kind := range []pod.ProfileKind{"", pod.ProfileRuntimeDefault} {
-		err := e.checkAppArmor(pod.Security{AppArmor: pod.Profile{Kind: kind}})
+		err := e.checkAppArmor(&pod.Pod{}, pod.Security{AppArmor: pod.Profile{Kind: kind}})
 		if !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "no-such-profile") {
 			t.Errorf("kind %q: %v", kind, err)
 		}
-		if err := e.checkAppArmor(pod.Security{Privileged: true, AppArmor: pod.Profile{Kind: kind}}); err != nil {
+		if err := e.checkAppArmor(&pod.Pod{}, pod.Security{Privileged: true, AppArmor: pod.Profile{Kind: kind}}); err != nil {
 			t.Errorf("a privileged app: %v", err)
 		}
 	}
-	if err := e.checkAppArmor(pod.Security{AppArmor: pod.Profile{Kind: pod.ProfileUnconfined}}); err != nil {
+	if err := e.checkAppArmor(&pod.Pod{}, pod.Security{AppArmor: pod.Profile{Kind: pod.ProfileUnconfined}}); err != nil {
 		t.Errorf("an app that is to be unconfined: %v", err)
 	}
 	for _, none := range []string{"", "unconfined"} {
 		e.cfg.AppArmorDefault = none
-		if err := e.checkAppArmor(pod.Security{}); err != nil {
+		if err := e.checkAppArmor(&pod.Pod{}, pod.Security{}); err != nil {
 			t.Errorf("default %q: %v", none, err)
 		}
 	}

@@ -79,9 +79,9 @@ func (o own) Features() isolator.Features {
 	return f
 }
 
-// TestNoNumbersOfTheHost: no process of the host holds the PID namespace of a pod with a
-// kernel of its own, so none is looked for.
-func TestNoNumbersOfTheHost(t *testing.T) {
+// TestOwnKernel: no process of the host holds the PID namespace of a pod with a kernel of its
+// own, so none is looked for, nor a profile in the host's.
+func TestOwnKernel(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, true, nil)
 	a := b.running()
@@ -96,6 +96,12 @@ func TestNoNumbersOfTheHost(t *testing.T) {
 	}
 	b.iso["own"] = own{belated{b.iso["oci"]}}
 	shared.Isolator = "own"
+	for _, kind := range []pod.ProfileKind{pod.ProfileRuntimeDefault, pod.ProfileLocalhost} {
+		profile := pod.Security{AppArmor: pod.Profile{Kind: kind, Localhost: "no-such"}}
+		if err := b.checkAppArmor(&shared, profile); err != nil {
+			t.Errorf("a profile of the host's kernel, %s: %v", kind, err)
+		}
+	}
 	debug := *a.App
 	debug.Namespaces = pod.Namespaces{PID: pod.NamespaceTarget, Target: a.ID}
 	for _, app := range []*pod.App{a.App, &debug} {

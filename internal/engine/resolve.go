@@ -69,7 +69,7 @@ func (e *Engine) resolve(ctx context.Context, p *pod.Pod, s AppSpec) (*pod.App, 
 	if err := e.checkHardware(a.Resources); err != nil {
 		return nil, pod.Secret{}, err
 	}
-	if err := e.checkAppArmor(a.Security); err != nil {
+	if err := e.checkAppArmor(p, a.Security); err != nil {
 		return nil, pod.Secret{}, err
 	}
 	return a, pod.Secret{Env: mergeEnv(img.Config.Env, slices.Concat(s.Env, more))}, nil
@@ -335,9 +335,12 @@ func devicesBelow(dir, to, permissions string) ([]pod.Device, error) {
 const appArmorProfiles = "/sys/kernel/security/apparmor/profiles"
 
 // checkAppArmor refuses a profile that is not loaded: an app never runs unconfined
-// because nobody saw to its confinement.
-func (e *Engine) checkAppArmor(s pod.Security) error {
+// because nobody saw to its confinement. A kernel of the pod's own has none: what becomes of
+// the profile there its isolator says.
+func (e *Engine) checkAppArmor(p *pod.Pod, s pod.Security) error {
 	switch {
+	case e.ownKernel(p):
+		return nil
 	case s.AppArmor.Kind == pod.ProfileLocalhost:
 		return profileLoaded(s.AppArmor.Localhost, pod.ErrInvalid)
 	case s.AppArmor.Kind == pod.ProfileUnconfined, s.Privileged, e.cfg.AppArmorDefault == "", e.cfg.AppArmorDefault == "unconfined":
