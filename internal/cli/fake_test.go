@@ -143,6 +143,9 @@ func (f *fakeEngine) CreatePod(_ context.Context, p pod.Pod) (*pod.Pod, error) {
 		if p.Isolator = p.Handler; p.Handler == "" {
 			p.Isolator = "oci"
 		}
+		if p.Name == "of-the-host" {
+			p.IsolatorReason = "isolator.weaker-default: the node's default kvm cannot run it"
+		}
 		p.Slice = unit.PodSlice(string(p.ID))
 		status := pod.PodStatus{Pod: &p, Ready: true}
 		if !p.HostNetwork() {

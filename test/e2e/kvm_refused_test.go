@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"gantry/internal/engine"
 	"gantry/internal/node"
 	"gantry/internal/pod"
 )
@@ -100,9 +102,39 @@ func TestKVMRefused(t *testing.T) {
 		off := withMachines(t, func(m *node.Machines) { m.Memory = 0 })
 		refuses(t, off, pod.ErrUnavailable, []string{"switched off", "kvm.memory"})
 	})
+	t.Run("instead", func(t *testing.T) {
+		if list := sh(t, "gantry isolator list"); !regexp.MustCompile(`(?m)^kvm +kvm +off +.*kvm\.memory`).MatchString(list) {
+			t.Errorf("as this machine is configured it has\n%s", list)
+		}
+		instead(t)
+	})
 	t.Run("memory", func(t *testing.T) {
 		huge := withMachines(t, func(m *node.Machines) { m.Memory = 1 << 40 })
 		refuses(t, huge, pod.ErrUnavailable, []string{"late units", "boot the machine", "its program has ended", "qemu-system-x86_64: "})
+	})
+}
+
+// instead tries a node whose pods are machines unless they cannot be.
+func instead(t *testing.T) {
+	t.Helper()
+	n, err := node.Open(t.Context(), node.Options{
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Isolator: "kvm",
+		Machines: node.Machines{Memory: 256 << 20, Disk: 1 << 30}, Weaker: engine.Weaker{Default: "oci"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	p := newPod(t, n, hostNetwork)
+	const why = "isolator.weaker-default: the node's default kvm cannot run it: namespaces.network=node"
+	if p.Isolator != "oci" || !strings.Contains(p.IsolatorReason, why) {
+		t.Errorf("of the host's network: %q, %q", p.Isolator, p.IsolatorReason)
+	}
+	if status := sh(t, "gantry status "+string(p.ID)); !strings.Contains(status, why) {
+		t.Errorf("its status is\n%s", status)
+	}
+	refuses(t, n, pod.ErrForbidden, []string{"namespaces.network=node", "isolator.weaker-namespaces"}, hostNetwork, func(p *pod.Pod) {
+		p.Handler, p.Owner, p.Namespace = "", pod.OwnerCRI, "shop"
 	})
 }
 

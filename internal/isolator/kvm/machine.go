@@ -48,7 +48,7 @@ func (k *KVM) size(p *pod.Pod) (size, error) {
 			limit += p.Overhead.Memory
 		}
 		if s.memory = (limit - k.cfg.Overhead) / mebi; s.memory < leastMemory {
-			return s, recipe.Invalid("memory limit of %d MiB: a machine needs at least %d", limit/mebi, leastMemory+k.cfg.Overhead/mebi)
+			return s, recipe.Invalid("memory limit of %d MiB: a machine needs at least %d, of which %d are kvm.overhead", limit/mebi, leastMemory+k.cfg.Overhead/mebi, k.cfg.Overhead/mebi)
 		}
 	}
 	if quota, period := p.Resources.CPUQuota, p.Resources.CPUPeriod; quota > 0 && period > 0 {
