@@ -12,6 +12,8 @@ import (
 
 // Needs are what a node must have to make machines.
 type Needs struct {
+	// Arch is the node's architecture, in Go's words.
+	Arch                 string
 	Emulator, FileServer string
 	Kernel               string
 	Boot                 Boot
@@ -24,6 +26,9 @@ type Needs struct {
 // Check tells all that is missing, and how to get it. To open a device has the kernel load
 // its module, where udev or systemd has made the file already.
 func (n Needs) Check() error {
+	if n.Arch != "amd64" {
+		return fmt.Errorf("this node is of %s: machines are made on amd64 only", n.Arch)
+	}
 	dev := n.Dev
 	if dev == "" {
 		dev = "/dev"

@@ -25,7 +25,7 @@ func whole(t *testing.T) Needs {
 		put(name, 0o644)
 	}
 	return Needs{
-		Emulator: put("qemu", 0o755), FileServer: put("virtiofsd", 0o755), Kernel: put("vmlinuz", 0o644),
+		Arch: "amd64", Emulator: put("qemu", 0o755), FileServer: put("virtiofsd", 0o755), Kernel: put("vmlinuz", 0o644),
 		Boot: Boot{Guest: put("guest", 0o755), Modules: filepath.Join(dir, "modules")}, Dev: filepath.Join(dir, "dev"),
 	}
 }
@@ -47,6 +47,7 @@ func TestNeeds(t *testing.T) {
 		"no kernel":     {func(t *testing.T, n *Needs) { gone(t, n.Kernel) }, []string{"vmlinuz: is not there (install the kernel"}},
 		"no modules":    {func(t *testing.T, n *Needs) { gone(t, n.Boot.Modules+"/modules.dep") }, []string{"/modules: is not there (install the modules"}},
 		"several":       {func(t *testing.T, n *Needs) { gone(t, n.Kernel); gone(t, n.Emulator) }, []string{"this node lacks ", "; ", "vmlinuz", "qemu-system-x86"}},
+		"another arch":  {func(_ *testing.T, n *Needs) { n.Arch = "riscv64" }, []string{"this node is of riscv64: machines are made on amd64 only"}},
 		"no permission": {func(t *testing.T, n *Needs) { locked(t, n.Dev+"/vhost-vsock") }, []string{"vhost-vsock: permission denied"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -41,7 +42,7 @@ func (o Options) machines(selinux bool) (*kvm.KVM, error) {
 	boot.Initramfs = filepath.Join(o.Root, "boot", bootKey(boot))
 	m := o.Machines
 	needs := machine.Needs{
-		Emulator: "/usr/bin/qemu-system-x86_64", FileServer: "/usr/libexec/virtiofsd", Kernel: "/boot/vmlinuz-" + release, Boot: boot,
+		Arch: runtime.GOARCH, Emulator: "/usr/bin/qemu-system-x86_64", FileServer: "/usr/libexec/virtiofsd", Kernel: "/boot/vmlinuz-" + release, Boot: boot,
 		Disk: m.Disk > 0, Emulate: m.Emulate,
 	}
 	return kvm.New(kvm.Config{
