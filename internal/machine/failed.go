@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gantry/internal/disk"
 	"gantry/internal/journal"
 )
 
@@ -19,20 +20,31 @@ import (
 // come up.
 const ErrorFile = "late-error"
 
+// saidLast stands before what the programs said.
+const saidLast = "; it said: "
+
 // NotUp leaves there why a step of a machine's start failed, with the last that the unit's
 // programs and the machine's console said.
 func NotUp(ctx context.Context, podDir string, why error) error {
-	text := why.Error()
-	if invocation := os.Getenv("INVOCATION_ID"); invocation != "" {
-		said, err := lastWords(ctx, invocation)
-		switch {
-		case err != nil:
-			text += fmt.Sprintf(" (what it said is not known: %v)", err)
-		case len(said) > 0:
-			text += "; it said: " + strings.Join(said, " | ")
-		}
+	file, text := filepath.Join(podDir, ErrorFile), why.Error()
+	// First without: to ask the journal takes its time, and we may be killed meanwhile.
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return errors.Join(why, err)
 	}
-	return errors.Join(why, os.WriteFile(filepath.Join(podDir, ErrorFile), []byte(text), 0o600))
+	invocation := os.Getenv("INVOCATION_ID")
+	if invocation == "" {
+		return why
+	}
+	said, err := lastWords(ctx, invocation)
+	switch {
+	case err != nil:
+		text += fmt.Sprintf(" (what it said is not known: %v)", err)
+	case len(said) > 0:
+		text += saidLast + strings.Join(said, " | ")
+	default:
+		return why
+	}
+	return errors.Join(why, disk.WriteFile(file, []byte(text), 0o600))
 }
 
 // The stages of a machine's start that programs of others have to come through.
@@ -61,10 +73,13 @@ func Down(ctx context.Context, podDir, stage string) error {
 		return NotUp(ctx, podDir, fmt.Errorf("%s: %w (%s)", stage, errEnded, how))
 	case err != nil:
 		return err
-	case plain:
+	case !plain:
+		told = fmt.Appendf(told, " (its unit ended by %s)", how)
+	case strings.Contains(string(told), saidLast):
 		return nil
 	}
-	return os.WriteFile(file, fmt.Appendf(told, " (its unit ended by %s)", how), 0o600)
+	// Whoever told it may have been ended before it could ask the journal.
+	return NotUp(ctx, podDir, errors.New(string(told)))
 }
 
 // lastWords are the last lines that processes of a unit wrote, those that matter first.
