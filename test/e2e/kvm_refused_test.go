@@ -124,7 +124,11 @@ func instead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer n.Close()
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	p := newPod(t, n, hostNetwork)
 	const why = "isolator.weaker-default: the node's default kvm cannot run it: namespaces.network=node"
 	if p.Isolator != "oci" || !strings.Contains(p.IsolatorReason, why) {
