@@ -113,8 +113,8 @@ func telling(lines []string) []string {
 			}
 			return c
 		}, l))
-		if l == "" {
-			continue
+		if l == "" || slices.ContainsFunc([]string{StageFiles, StageBoot}, func(stage string) bool { return strings.HasPrefix(l, "gantry-guest: "+stage) }) {
+			continue // that is what we say ourselves
 		}
 		if len(l) > length {
 			l = strings.ToValidUTF8(l[:length], "") + "…"

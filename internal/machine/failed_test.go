@@ -24,6 +24,8 @@ func TestTelling(t *testing.T) {
 			[]string{"[ 1.2] Kernel panic - not syncing: no init"},
 		},
 		"the emulator": {[]string{"qemu-system-x86_64: cannot set up guest memory\x1b[0m", "more"}, []string{"qemu-system-x86_64: cannot set up guest memory [0m"}},
+		"our own":      {[]string{"last", "gantry-guest: boot the machine: no answer"}, []string{"last"}},
+		"the agent":    {[]string{"gantry-guest: boot: load modules: x", "more"}, []string{"gantry-guest: boot: load modules: x"}},
 		"a long line":  {[]string{long}, []string{strings.Repeat("é", 120) + "…"}},
 	} {
 		if got := telling(c.in); !slices.Equal(got, c.want) {
