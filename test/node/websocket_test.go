@@ -4,7 +4,6 @@ package node
 
 import (
 	"encoding/json"
-	"io"
 	"strings"
 	"testing"
 	"time"
@@ -12,61 +11,9 @@ import (
 	"golang.org/x/net/websocket"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+
+	"gantry/test/machine"
 )
-
-// The channels of a WebSocket: the first byte of each message. In a port-forward the
-// first is the data and the second what went wrong.
-const (
-	channelStdin  = 0
-	channelStdout = 1
-	channelStderr = 2
-	channelError  = 3
-	channelResize = 4
-)
-
-func dialWebSocket(t *testing.T, address string, protocols ...string) *websocket.Conn {
-	t.Helper()
-	config, err := websocket.NewConfig(strings.Replace(address, "http://", "ws://", 1), "http://127.0.0.1/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.Protocol = protocols
-	conn, err := config.DialContext(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(patience(30 * time.Second))); err != nil {
-		t.Fatal(err)
-	}
-	return conn
-}
-
-func say(t *testing.T, conn *websocket.Conn, channel byte, text string) {
-	t.Helper()
-	if err := websocket.Message.Send(conn, append([]byte{channel}, text...)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// hear collects what comes by channel until the session is over, or enough is there.
-func hear(t *testing.T, conn *websocket.Conn, enough func(map[byte]string) bool) map[byte]string {
-	t.Helper()
-	got := map[byte]string{}
-	for enough == nil || !enough(got) {
-		var message []byte
-		if err := websocket.Message.Receive(conn, &message); err != nil {
-			if err != io.EOF {
-				t.Errorf("the session ended with %v, after %q", err, got)
-			}
-			return got
-		}
-		if len(message) > 0 {
-			got[message[0]] += string(message[1:])
-		}
-	}
-	return got
-}
 
 // TestSessionsByWebSocket: all three kinds of session by the transport that newer clients
 // use.
@@ -84,12 +31,12 @@ func TestSessionsByWebSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return dialWebSocket(t, resp.Url, remotecommand.StreamProtocolV4Name)
+		return machine.DialWebSocket(t, resp.Url, nil, remotecommand.StreamProtocolV4Name)
 	}
 
 	conn := exec(&cri.ExecRequest{Cmd: []string{"sh", "-c", "read line; echo $line; echo end >&2; exit 5"}, Stdin: true, Stdout: true, Stderr: true})
-	say(t, conn, channelStdin, "all of it\n")
-	if got := hear(t, conn, nil); got[channelStdout] != "all of it\n" || got[channelStderr] != "end\n" || !strings.Contains(got[channelError], `"message":"5"`) {
+	machine.Say(t, conn, machine.ChannelStdin, "all of it\n")
+	if got := machine.Hear(t, conn, nil); got[machine.ChannelStdout] != "all of it\n" || got[machine.ChannelStderr] != "end\n" || !strings.Contains(got[machine.ChannelError], `"message":"5"`) {
 		t.Errorf("exec: %q", got)
 	}
 
@@ -98,10 +45,10 @@ func TestSessionsByWebSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	say(t, conn, channelResize, string(size))
+	machine.Say(t, conn, machine.ChannelResize, string(size))
 	pause(patience(200 * time.Millisecond)) // the size is on its way beside what is typed
-	say(t, conn, channelStdin, "go\n")
-	if got := hear(t, conn, nil); !strings.Contains(got[channelStdout], "43 132") {
+	machine.Say(t, conn, machine.ChannelStdin, "go\n")
+	if got := machine.Hear(t, conn, nil); !strings.Contains(got[machine.ChannelStdout], "43 132") {
 		t.Errorf("terminal: %q", got)
 	}
 
@@ -115,10 +62,10 @@ func TestSessionsByWebSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn = dialWebSocket(t, resp.Url, remotecommand.StreamProtocolV4Name)
-	say(t, conn, channelStdin, "one\n")
-	got := hear(t, conn, func(got map[byte]string) bool { return strings.Contains(got[channelStdout], "one\n") })
-	if got[channelStdout] != "got one\n" {
+	conn = machine.DialWebSocket(t, resp.Url, nil, remotecommand.StreamProtocolV4Name)
+	machine.Say(t, conn, machine.ChannelStdin, "one\n")
+	got := machine.Hear(t, conn, func(got map[byte]string) bool { return strings.Contains(got[machine.ChannelStdout], "one\n") })
+	if got[machine.ChannelStdout] != "got one\n" {
 		t.Errorf("attach: %q", got)
 	}
 	p.forwardsByWebSocket(t)
@@ -135,16 +82,16 @@ func (p pod) forwardsByWebSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return dialWebSocket(t, resp.Url)
+		return machine.DialWebSocket(t, resp.Url, nil)
 	}
 	eventually(t, 10*time.Second, "nginx answers through the session", func() bool {
 		conn := forward(80)
-		say(t, conn, 0, "GET / HTTP/1.0\r\n\r\n")
-		got := hear(t, conn, nil)
+		machine.Say(t, conn, machine.ChannelData, "GET / HTTP/1.0\r\n\r\n")
+		got := machine.Hear(t, conn, nil)
 		// Both channels begin with the port.
 		return strings.HasPrefix(got[0], "\x50\x00HTTP/1.") && strings.Contains(got[0], "200 OK") && got[1] == "\x50\x00"
 	})
-	if got := hear(t, forward(81), nil); !strings.Contains(got[1], "refused") {
+	if got := machine.Hear(t, forward(81), nil); !strings.Contains(got[1], "refused") {
 		t.Errorf("a port where nobody listens: %q", got)
 	}
 }
