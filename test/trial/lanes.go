@@ -20,11 +20,11 @@ import (
 func lanesOf(serial, long bool) (lanes [][]string, free, last []string) {
 	switch {
 	case serial:
-		return [][]string{{"node", "e2e", powerSuite, exitsSuite, killsSuite, selinuxSuite}}, nil, nil
+		return [][]string{{"node", "e2e", clusterSuite, powerSuite, exitsSuite, killsSuite, selinuxSuite}}, nil, nil
 	case long:
-		return [][]string{{"node"}, {"e2e"}}, []string{exitsSuite, killsSuite, selinuxSuite}, []string{powerSuite}
+		return [][]string{{"node"}, {"e2e", clusterSuite}}, []string{exitsSuite, killsSuite, selinuxSuite}, []string{powerSuite}
 	}
-	free = slices.Concat(partsOf("node")[1:], partsOf("e2e")[1:], []string{exitsSuite, killsSuite, selinuxSuite})
+	free = slices.Concat(partsOf("node")[1:], partsOf("e2e")[1:], []string{clusterSuite, exitsSuite, killsSuite, selinuxSuite})
 	return [][]string{{"node-1", powerSuite}, {"e2e-1"}}, free, nil
 }
 

@@ -16,8 +16,9 @@ import (
 type peer struct {
 	module   string // directory below test/
 	packages []string
-	tests    []string // packages of which the test programs are wanted
-	files    []string // of k8s.io/kubernetes, that go with the programs
+	tests    []string          // packages of which the test programs are wanted
+	files    []string          // of k8s.io/kubernetes, that go with the programs
+	renamed  map[string]string // programs that go build names after a directory
 	ldflags  string
 	takes    string
 }
@@ -40,6 +41,18 @@ func agnhostPeer() peer {
 		files:   []string{"test/images/agnhost/porter/localhost.crt", "test/images/agnhost/porter/localhost.key"},
 		ldflags: "-s -w",
 		takes:   "a minute after the kubelet's build",
+	}
+}
+
+// controlPlanePeer is what makes a node one of a cluster: an API server and its etcd.
+// Nothing schedules or controls: a test names the node of its pods itself.
+func controlPlanePeer() peer {
+	return peer{
+		module:   "kubelet",
+		packages: []string{"k8s.io/kubernetes/cmd/kube-apiserver", "go.etcd.io/etcd/server/v3"},
+		renamed:  map[string]string{"server": "etcd"},
+		ldflags:  kubeletPeer().ldflags,
+		takes:    "two minutes of two processors after the kubelet's build",
 	}
 }
 
@@ -73,6 +86,10 @@ func runAgnhost(ctx context.Context, t *trial, args []string) error {
 	return runPeer(ctx, t, "agnhost", agnhostPeer(), args)
 }
 
+func runControlPlane(ctx context.Context, t *trial, args []string) error {
+	return runPeer(ctx, t, "controlplane", controlPlanePeer(), args)
+}
+
 func runContainerd(ctx context.Context, t *trial, args []string) error {
 	return runPeer(ctx, t, "containerd", containerdPeer(), args)
 }
@@ -102,23 +119,34 @@ func (t *trial) pushPeer(ctx context.Context, v vm, name, dir string) error {
 	})
 }
 
-// kubeletToo puts the kubelet into a VM that has none if it is built and tests want it.
-func (t *trial) kubeletToo(ctx context.Context, v vm, suites []string) error {
-	wants := slices.ContainsFunc(suites, func(name string) bool {
-		whole, _, _ := wholeOf(name)
-		return packageOf(whole) == "node"
-	})
-	if !wants {
-		return nil
+// peersToo puts the peers that suites want into a VM that has none, if they are built.
+func (t *trial) peersToo(ctx context.Context, v vm, suites []string) error {
+	wanted := map[string]peer{} // by a program
+	for _, suite := range suites {
+		whole, _, _ := wholeOf(suite)
+		switch packageOf(whole) {
+		case "node":
+			wanted["kubelet"] = kubeletPeer()
+		case clusterSuite:
+			wanted["kubelet"], wanted["kube-apiserver"] = kubeletPeer(), controlPlanePeer()
+		}
 	}
-	if _, err := v.output(ctx, "test -e /usr/local/bin/kubelet"); err == nil {
-		return nil
+	for program, p := range wanted {
+		if _, err := v.output(ctx, "test -e /usr/local/bin/"+program); err == nil {
+			continue
+		}
+		dir, err := p.cached(ctx, t)
+		if err != nil {
+			return err
+		}
+		if !exists(dir) {
+			continue // the tests that lack it say so
+		}
+		if err := t.pushPeer(ctx, v, program, dir); err != nil {
+			return err
+		}
 	}
-	dir, err := kubeletPeer().cached(ctx, t)
-	if err != nil || !exists(dir) {
-		return err // the tests that lack it say so
-	}
-	return t.pushPeer(ctx, v, "kubelet", dir)
+	return nil
 }
 
 // cached is the directory of the cache with the peer's programs, if they were built
@@ -187,6 +215,11 @@ func (p peer) build(ctx context.Context, t *trial) (string, error) {
 		}
 		if err := p.copyFiles(ctx, source, work); err != nil {
 			return err
+		}
+		for from, to := range p.renamed {
+			if err := os.Rename(filepath.Join(work, from), filepath.Join(work, to)); err != nil {
+				return err
+			}
 		}
 		for _, pkg := range p.tests {
 			// Unless it is told not to, go vets all that a test is made of, here 1,700 packages.

@@ -18,8 +18,11 @@ import (
 // from outside, and Gantry's packages on a real machine. Last come those tests of
 // the first that take the machine down.
 func suites() []string {
-	return []string{"node", "e2e", powerSuite, exitsSuite, killsSuite, selinuxSuite, conformanceSuite}
+	return []string{"node", "e2e", clusterSuite, powerSuite, exitsSuite, killsSuite, selinuxSuite, conformanceSuite}
 }
+
+// clusterSuite is a node of a cluster: its kubelet has an API server.
+const clusterSuite = "cluster"
 
 // These suites are no packages of their own. Each of the first is a test of package e2e
 // that takes many minutes, and is apart so that it can run beside the others, in another
@@ -109,7 +112,7 @@ func runTest(ctx context.Context, t *trial, args []string) error {
 			return err
 		}
 	}
-	if err := t.kubeletToo(ctx, v, chosen); err != nil {
+	if err := t.peersToo(ctx, v, chosen); err != nil {
 		return err
 	}
 	if !booted {
@@ -142,7 +145,7 @@ func chooseSuites(only string, how suiteRun) ([]string, error) {
 func (t *trial) clear(ctx context.Context, v vm) error {
 	return t.say.step("clear VM "+v.name+" of pods", func() error {
 		return v.show(ctx, `set -e
-systemctl stop 'trial-kubelet@*'
+systemctl stop 'trial-kubelet@*' 'trial-apiserver*' 'trial-etcd*'
 rm -f /etc/kubernetes/manifests/*.yaml
 if command -v gantry >/dev/null; then for id in $(gantry list --quiet); do gantry rm --force "$id"; done; fi`)
 	})

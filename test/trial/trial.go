@@ -43,6 +43,7 @@ func commands() []command {
 		{"node-e2e", "[--focus REGEX] [--skip REGEX] [--record]", "run Kubernetes' own node suite in the VM; it goes on where it was cut off", runNodeE2E},
 		{"bench", "[--record] [-keep] [-- ...]", "measure Gantry and containerd in the VM (-- -h: its options)", runBench},
 		{"kubelet", "[--build-only]", "build the stock kubelet and put it in the VM", runKubelet},
+		{"controlplane", "[--build-only]", "the same for an API server and its etcd", runControlPlane},
 		{"agnhost", "[--build-only]", "the same for the test program of Kubernetes' own images", runAgnhost},
 		{"containerd", "[--build-only]", "the same for containerd, to compare with", runContainerd},
 		{"reboot", "[--hard]", "reboot the VM and wait until it is back (--hard: as if the power went)", runReboot},
