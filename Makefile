@@ -85,7 +85,7 @@ else
 	$(TRIAL) deps
 	$(TRIAL) up
 	$(TRIAL) kubelet
-	$(TRIAL) controlplane --build-only
+	$(if $(LONG),$(TRIAL) controlplane --build-only)
 	$(TRIAL) $(if $(RUN),test --run '$(RUN)',test-all$(if $(AGAIN), --again)$(if $(RETRY), --retry=$(RETRY)))$(if $(LONG), --long)
 endif
 
