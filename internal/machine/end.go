@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -57,9 +58,39 @@ func awaitEnd(ctx context.Context, podDir string) End {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return End{Message: "the pod's machine does not answer"}
+			return unrecorded(podDir)
 		}
 	}
+}
+
+// killedForMemory is how the host ends a machine that wants too much.
+func killedForMemory(what string) End {
+	return End{OOM: true, Message: what + " was killed for want of memory on the host"}
+}
+
+// unrecorded is the end of a machine of which nobody wrote. A machine that is killed for
+// memory leaves none in its cgroup to who would write: others have the memory still.
+func unrecorded(podDir string) End {
+	var plan Plan
+	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err == nil && oomKills(plan.Cgroup) > 0 {
+		return killedForMemory("the pod's machine")
+	}
+	return End{Message: "the pod's machine does not answer"}
+}
+
+// oomKills is how many processes the host has killed for memory in a cgroup and below.
+func oomKills(cgroup string) int {
+	data, err := os.ReadFile(filepath.Join(cgroup, "memory.events"))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if text, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
+			n, _ := strconv.Atoi(text) // none, if the kernel says something else
+			return n
+		}
+	}
+	return 0
 }
 
 // podDirOf is the directory of an app's pod.
@@ -83,10 +114,10 @@ func RecordEnd(ctx context.Context, podDir, name string, o Outcome) error {
 	if !own {
 		what = "the server of the pod's files"
 	}
-	e := End{OOM: o.Result == "oom-kill"}
+	var e End
 	switch {
-	case e.OOM:
-		e.Message = what + " was killed for want of memory on the host"
+	case o.Result == "oom-kill":
+		e = killedForMemory(what)
 	case o.killed():
 		e.Message = fmt.Sprintf("%s has ended: killed by SIG%s", what, o.Status)
 	case !own: // it ends as the machine does, and takes with it what the agent said

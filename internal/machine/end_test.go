@@ -79,6 +79,27 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
+// TestEndWithoutRecord: who would have written it was killed too.
+func TestEndWithoutRecord(t *testing.T) {
+	t.Parallel()
+	for events, want := range map[string]string{
+		"low 0\noom 2\noom_kill 1\noom_group_kill 0\n": "the pod's machine was killed for want of memory on the host",
+		"low 0\noom 0\noom_kill 0\n":                   "the pod's machine does not answer",
+		"rubbish":                                      "the pod's machine does not answer",
+	} {
+		podDir := t.TempDir()
+		plan, err := json.Marshal(Plan{Cgroup: podDir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(podDir, PlanFile), string(plan))
+		write(t, filepath.Join(podDir, "memory.events"), events)
+		if got := unrecorded(podDir); got.Message != want || got.OOM != strings.Contains(want, "memory") {
+			t.Errorf("%q: %+v", events, got)
+		}
+	}
+}
+
 // TestAgentWords: what a machine says is anything, and there may be none.
 func TestAgentWords(t *testing.T) {
 	t.Parallel()

@@ -39,6 +39,8 @@ type Plan struct {
 	CID uint32 `json:"cid"`
 	// Run is the pod's run directory.
 	Run string `json:"run"`
+	// Cgroup is the pod's, on the host.
+	Cgroup string `json:"cgroup"`
 	// Boot is what the machine boots, if that is not there yet.
 	Boot Boot `json:"boot"`
 	// DiskBytes is the size of the writable disk; 0 leaves the apps memory to write to.

@@ -124,6 +124,7 @@ func (k *KVM) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
 	what, err := json.MarshalIndent(machine.Plan{
 		Machine: guest.Machine{Hostname: in.Pod.Hostname, Sysctls: in.Pod.Sysctls, ShmBytes: shmSize},
 		CID:     machine.Address(string(in.Pod.ID)), Run: in.Dir.Run, Boot: k.cfg.Boot, DiskBytes: k.cfg.Disk,
+		Cgroup: path.Join("/sys/fs/cgroup", unit.CgroupOf(in.Pod.Slice)),
 	}, "", "  ")
 	if err != nil {
 		return plan, fmt.Errorf("plan pod: write machine: %w", err)
