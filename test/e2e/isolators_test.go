@@ -121,8 +121,8 @@ func fieldsThroughEngine(t *testing.T, n *node.Node, p *pod.Pod, refused []strin
 				s.Resources = pod.Resources{Memory: 32 << 20, Pids: 40, CPUQuota: 150500, CPUPeriod: 100000, OOMScoreAdj: 900}
 			},
 		},
-		{"huge pages", "huge pages", ownGroup + "cat hugetlb.2MB.max", "0", func(s *engine.AppSpec) {
-			s.Resources.Hugepages = []pod.HugepageLimit{{PageSize: "2MB"}}
+		{"huge pages", "huge pages", ownGroup + "cat hugetlb.2MB.max", "2097152", func(s *engine.AppSpec) {
+			s.Resources.Hugepages = []pod.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}}
 		}},
 	}
 	seen := map[string]bool{}
