@@ -61,6 +61,16 @@ func main() {
 	os.Exit(code)
 }
 
+// outcome is what systemd says of the unit that has ended: this one, or the one for whose
+// failure this one was started.
+func outcome() machine.Outcome {
+	of := ""
+	if os.Getenv("MONITOR_SERVICE_RESULT") != "" {
+		of = "MONITOR_"
+	}
+	return machine.Outcome{Result: os.Getenv(of + "SERVICE_RESULT"), Code: os.Getenv(of + "EXIT_CODE"), Status: os.Getenv(of + "EXIT_STATUS")}
+}
+
 func run(ctx context.Context, args []string) (code int, err error) {
 	switch {
 	case len(args) == 2 && args[0] == "prepare":
@@ -80,9 +90,7 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	case len(args) == 3 && args[0] == "ended":
 		return 0, machine.EndApp(ctx, args[1], args[2])
 	case len(args) == 3 && args[0] == "machine-ended":
-		return 0, machine.RecordEnd(ctx, args[1], args[2], machine.Outcome{
-			Result: os.Getenv("SERVICE_RESULT"), Code: os.Getenv("EXIT_CODE"), Status: os.Getenv("EXIT_STATUS"),
-		})
+		return 0, machine.RecordEnd(ctx, args[1], args[2], outcome())
 	case len(args) == 4 && args[0] == "exec":
 		return exec(ctx, args[1:], "")
 	case len(args) == 5 && args[0] == "exec":

@@ -105,7 +105,7 @@ func (e *Engine) named(name, by string) (isolator.Isolator, error) {
 		return nil, fmt.Errorf("isolator %q (%s): %w; this node has %s", name, by, pod.ErrNotFound, strings.Join(e.isolatorNames(), ", "))
 	}
 	err := usable(chosen)
-	if c, ok := chosen.(conditional); ok {
+	if c, ok := chosen.(conditional); ok && err == nil {
 		err = c.Missing()
 	}
 	if err != nil {

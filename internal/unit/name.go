@@ -36,6 +36,10 @@ func FileServer(id string) string { return "gantry-files-" + id + service }
 // runs outside the pod's slice. Its unit file is shipped.
 func Exit(id string) string { return "gantry-exit@" + id + service }
 
+// Ended names the service that ends a pod whose machine has failed, where the machine's own
+// unit could not. Its unit file is shipped.
+func Ended(id string) string { return "gantry-ended@" + id + service }
+
 // Checkpoint names the service that writes down the state of an app.
 func Checkpoint(id string) string { return "gantry-checkpoint-" + id + service }
 

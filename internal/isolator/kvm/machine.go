@@ -118,6 +118,7 @@ func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
 	return unit.Unit{Name: unit.Machine(id), Properties: append(common(in, "Machine"),
 		unit.Property{Name: "After", Value: unit.Strings{unit.Pod(id), unit.FileServer(id)}},
 		unit.Property{Name: "BindsTo", Value: unit.Strings{unit.FileServer(id)}},
+		unit.Property{Name: "OnFailure", Value: unit.Strings{unit.Ended(id)}},
 		unit.Property{Name: "Type", Value: unit.String("exec")},
 		unit.Property{Name: "NetworkNamespacePath", Value: unit.String(path.Join(in.Dir.Run, recipe.NetPin))},
 		unit.Property{Name: "ExecStart", Value: unit.Commands{{Path: k.cfg.Emulator, Args: append([]string{k.cfg.Emulator}, k.arguments(in, s, cid)...)}}},
