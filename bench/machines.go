@@ -125,7 +125,7 @@ func (b *bench) bareInitrd(ctx context.Context) (string, error) {
 	script := fmt.Sprintf(`set -e
 mkdir -p %[1]s.d/bin %[1]s.d/dev
 cp /usr/bin/busybox %[1]s.d/bin/sh
-mknod -m 600 %[1]s.d/dev/console c 5 1 || true
+test -e %[1]s.d/dev/console || mknod -m 600 %[1]s.d/dev/console c 5 1
 printf '#!/bin/sh\necho %[2]s\nread forever\n' >%[1]s.d/init
 chmod 755 %[1]s.d/init
 cd %[1]s.d && find . | cpio --quiet -o -H newc >%[1]s`, out, firstLine)

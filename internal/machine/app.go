@@ -49,7 +49,8 @@ func RunApp(ctx context.Context, dir string) error {
 		err = p.resume(ctx)
 	default:
 		if err = p.start(ctx); err != nil {
-			return errors.Join(err, initproc.NotStarted(dir, err))
+			// What it was to see must not stay: one that starts again and again would add up.
+			return errors.Join(err, initproc.NotStarted(dir, err), unshare(p.app.Shares))
 		}
 	}
 	if err != nil {

@@ -70,8 +70,12 @@ func share(dir string, m guest.Machine) error {
 }
 
 func isMount(dir string) (bool, error) {
+	return isMountAt(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func isMountAt(dir int, name string, flags int) (bool, error) {
 	var stat unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &stat); err != nil {
+	if err := unix.Statx(dir, name, flags, 0, &stat); err != nil {
 		return false, err
 	}
 	return stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil

@@ -23,17 +23,20 @@ type Share struct {
 	AllReadOnly bool `json:"allReadOnly,omitempty"`
 }
 
-// mount makes it visible. It is none the second time.
+// mount makes it visible. It is none the second time. What is in the pod's share the machine
+// may have put there: no link in it is followed.
 func (s Share) mount() error {
 	source, err := s.open()
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
 	defer unix.Close(source)
-	if err := s.place(source); err != nil {
-		return err
+	target, err := s.place(source)
+	if err != nil {
+		return fmt.Errorf("make what it is mounted on: %w", err)
 	}
-	if mounted, err := isMount(s.Target); mounted || err != nil {
+	defer unix.Close(target)
+	if mounted, err := isMountAt(target, "", unix.AT_EMPTY_PATH); mounted || err != nil {
 		return err
 	}
 	clone := uint(unix.AT_EMPTY_PATH | unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
@@ -48,10 +51,29 @@ func (s Share) mount() error {
 	if err := s.restrict(tree); err != nil {
 		return fmt.Errorf("set attributes: %w", err)
 	}
-	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, s.Target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(tree, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
 	return nil
+}
+
+// names are the pod's share, and the names of an app and of the part below it.
+func (s Share) names() (root, app, part string) {
+	dir := filepath.Dir(s.Target)
+	return filepath.Dir(dir), filepath.Base(dir), filepath.Base(s.Target)
+}
+
+// at opens the target, which nothing on the way to it may be a link to.
+func (s Share) at() (int, error) {
+	root, app, part := s.names()
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(dir)
+	return unix.Openat2(dir, filepath.Join(app, part), &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
 }
 
 // unshare takes what an app saw of the host out of the pod's share, so that it can be
@@ -59,21 +81,45 @@ func (s Share) mount() error {
 func unshare(shares []Share) error {
 	var errs []error
 	for _, s := range shares {
-		err := unix.Unmount(s.Target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", s.Target, err))
-			continue
-		}
-		if err := os.Remove(s.Target); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, s.unmount())
 	}
-	if len(errs) == 0 && len(shares) > 0 {
-		if err := os.Remove(filepath.Dir(shares[0].Target)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
+	if err := errors.Join(errs...); err != nil || len(shares) == 0 {
+		return err
 	}
-	return errors.Join(errs...)
+	path, app, _ := shares[0].names()
+	return removeIn(path, app)
+}
+
+func (s Share) unmount() error {
+	target, err := s.at()
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find %s: %w", s.Target, err)
+	}
+	mounted, err := isMountAt(target, "", unix.AT_EMPTY_PATH)
+	if err == nil && mounted {
+		err = unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", target), unix.MNT_DETACH)
+	}
+	unix.Close(target)
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", s.Target, err)
+	}
+	root, app, part := s.names()
+	return removeIn(root, filepath.Join(app, part))
+}
+
+// removeIn removes something below a directory, and nothing of what links there lead to.
+func removeIn(dir, name string) error {
+	root, err := os.OpenRoot(dir)
+	if err == nil {
+		err = errors.Join(root.Remove(name), root.Close())
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // restrict sets what holds for all that is mounted, and what for its root alone.
@@ -99,23 +145,30 @@ func (s Share) open() (int, error) {
 	})
 }
 
-// place makes what it is mounted on.
-func (s Share) place(source int) error {
+// place makes what it is mounted on, and opens it.
+func (s Share) place(source int) (int, error) {
 	var stat unix.Stat_t
 	if err := unix.Fstat(source, &stat); err != nil {
-		return err
+		return -1, err
 	}
-	if stat.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return os.MkdirAll(s.Target, 0o700)
-	}
-	if err := os.MkdirAll(filepath.Dir(s.Target), 0o700); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(s.Target, os.O_CREATE, 0o600)
+	path, app, part := s.names()
+	root, err := os.OpenRoot(path)
 	if err != nil {
-		return err
+		return -1, err
 	}
-	return f.Close()
+	defer root.Close()
+	if stat.Mode&unix.S_IFMT == unix.S_IFDIR {
+		err = root.MkdirAll(filepath.Join(app, part), 0o700)
+	} else if err = root.MkdirAll(app, 0o700); err == nil {
+		var f *os.File
+		if f, err = root.OpenFile(filepath.Join(app, part), os.O_CREATE, 0o600); err == nil {
+			err = f.Close()
+		}
+	}
+	if err != nil {
+		return -1, err
+	}
+	return s.at()
 }
 
 // terminal makes a pair of which one end is the host's and the other passes bytes as they
