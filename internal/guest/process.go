@@ -161,14 +161,13 @@ func (l launch) run(cmd *exec.Cmd) (said string, err error) {
 	return strings.TrimSpace(string(text)), err
 }
 
-// startIn starts the program, in another's PID namespace if it is to be in one, and in the
-// cgroup namespace of the app that it joins: a child is born into what its parent's thread
-// has entered. That thread is of no use for anything else.
+// startIn starts the program, in another's PID namespace if it is to be in one: a child is
+// born into it if its parent's thread has entered it. That thread is of no use for
+// anything else.
 func (l launch) startIn(cmd *exec.Cmd) error {
-	var app *os.File
 	if l.app != 0 {
-		var err error
-		if app, err = pidfd(l.app); err != nil {
+		app, err := pidfd(l.app)
+		if err != nil {
 			return fmt.Errorf("find the app's process: %w", err)
 		}
 		defer app.Close()
@@ -188,12 +187,6 @@ func (l launch) startIn(cmd *exec.Cmd) error {
 		if err := unix.Setns(int(other.Fd()), unix.CLONE_NEWPID); err != nil {
 			done <- fmt.Errorf("enter the PID namespace: %w", err)
 			return
-		}
-		if app != nil {
-			if err := unix.Setns(int(app.Fd()), unix.CLONE_NEWCGROUP); err != nil {
-				done <- fmt.Errorf("enter the app's cgroup namespace: %w", err)
-				return
-			}
 		}
 		done <- cmd.Start()
 	}()

@@ -96,6 +96,6 @@ func (in Inside) join() error {
 	if err != nil {
 		return err
 	}
-	b := becoming{Process: in.Process, mounts: in.App, root: root, files: files, ready: func() error { return nil }}
+	b := becoming{Process: in.Process, mounts: in.App, cgroups: in.App, root: root, files: files, ready: func() error { return nil }}
 	return b.run()
 }

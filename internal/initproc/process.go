@@ -60,9 +60,13 @@ type Rlimit struct {
 // becoming replaces this program by another.
 type becoming struct {
 	Process
-	mounts int        // the mount namespace: nsfs or a pidfd
-	root   rootfs     // what becomes its root directory
-	files  []*os.File // its stdin, stdout and stderr
+	mounts int // the mount namespace: nsfs or a pidfd
+	// cgroups is a pidfd of one whose cgroup namespace to enter, 0 for none. A process
+	// that is there already cannot be put into a cgroup by whoever starts it: the kernel
+	// may take such a namespace for a boundary.
+	cgroups int
+	root    rootfs     // what becomes its root directory
+	files   []*os.File // its stdin, stdout and stderr
 	// ready is called when nothing is left but to execute it.
 	ready func() error
 
@@ -143,6 +147,11 @@ func (b *becoming) become() error {
 	}
 	if err := unix.Setns(b.mounts, unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("enter mount namespace: %w", err)
+	}
+	if b.cgroups != 0 {
+		if err := unix.Setns(b.cgroups, unix.CLONE_NEWCGROUP); err != nil {
+			return fmt.Errorf("enter cgroup namespace: %w", err)
+		}
 	}
 	if err := b.confine(); err != nil {
 		return err
