@@ -1,6 +1,6 @@
 // Package initramfs composes what a virtual machine boots into: one program as PID 1 and
 // the modules that the distribution's kernel needs to find its disks, its network and
-// its host. There is no shell and no other program in it.
+// its host. There is no shell and no other program in it. The kernel is the distribution's.
 package initramfs
 
 import (
