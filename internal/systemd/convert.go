@@ -25,6 +25,7 @@ type (
 		IgnoreFailure bool
 	}
 	deviceAllow struct{ Path, Permissions string }
+	tmpfsMount  struct{ Path, Options string }
 )
 
 // transient checks a unit and gives its properties for StartTransientUnit.
@@ -97,6 +98,12 @@ func variant(v unit.Value) (dbus.Variant, error) {
 		out := make([]deviceAllow, len(v))
 		for i, d := range v {
 			out[i] = deviceAllow(d)
+		}
+		return dbus.MakeVariant(out), nil
+	case unit.Tmpfs:
+		out := make([]tmpfsMount, len(v))
+		for i, m := range v {
+			out[i] = tmpfsMount(m)
 		}
 		return dbus.MakeVariant(out), nil
 	}

@@ -25,6 +25,7 @@ func TestVariants(t *testing.T) {
 		{"AllowedCPUs", unit.Bytes{5}, "ay", `@ay [0x5]`},
 		{"ExecStart", unit.Commands{{Path: "/a", Args: []string{"a", "b"}, IgnoreFailure: true}}, "a(sasb)", `[("/a", ["a", "b"], true,)]`},
 		{"DeviceAllow", unit.Devices{{Path: "/dev/null", Permissions: "rw"}}, "a(ss)", `[("/dev/null", "rw",)]`},
+		{"TemporaryFileSystem", unit.Tmpfs{{Path: "/m", Options: "size=1m"}}, "a(ss)", `[("/m", "size=1m",)]`},
 		{"NotInTheTable", unit.String("x"), "s", `"x"`},
 	} {
 		got, err := properties([]unit.Property{{Name: c.name, Value: c.value}})

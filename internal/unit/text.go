@@ -33,6 +33,12 @@ func lines(v Value) []string {
 			out[i] = d.Path + " " + d.Permissions
 		}
 		return out
+	case Tmpfs:
+		out := make([]string, len(v))
+		for i, f := range v {
+			out[i] = f.Path + ":" + f.Options
+		}
+		return out
 	default:
 		return []string{scalar(v)}
 	}

@@ -39,6 +39,7 @@ type (
 	Bytes    []byte        // ay
 	Commands []Command     // a(sasb)
 	Devices  []Device      // a(ss)
+	Tmpfs    []TmpfsMount  // a(ss)
 )
 
 // Infinity is systemd's "no limit".
@@ -58,6 +59,12 @@ type Device struct {
 	Permissions string // of r, w, m
 }
 
+// TmpfsMount is one TemporaryFileSystem line.
+type TmpfsMount struct {
+	Path    string // absolute
+	Options string // of mount(8), with commas
+}
+
 func (String) value()   {}
 func (Bool) value()     {}
 func (Int32) value()    {}
@@ -68,6 +75,7 @@ func (Strings) value()  {}
 func (Bytes) value()    {}
 func (Commands) value() {}
 func (Devices) value()  {}
+func (Tmpfs) value()    {}
 
 // Get returns the value of a property, nil if the unit does not set it.
 func (u Unit) Get(name string) Value {
