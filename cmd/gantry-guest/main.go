@@ -20,8 +20,8 @@ var version = "unknown"
 
 const usage = `gantry-guest is run by systemd, around virtual machines of Gantry:
 
-  gantry-guest prepare PODDIR      makes what the machine needs
-  gantry-guest await-socket PODDIR   waits until the file server listens
+  gantry-guest files PODDIR SERVER ARGUMENT...   makes what the machine needs, and becomes its file server
+  gantry-guest compose              makes what machines boot, as the JSON on its input says
   gantry-guest await PODDIR SECONDS   waits until the machine's agent answers
   gantry-guest down PODDIR STAGE   notes why a program of the machine's has ended
   gantry-guest release PODDIR      takes off the host what the machine shared
@@ -73,18 +73,16 @@ func outcome() machine.Outcome {
 
 func run(ctx context.Context, args []string) (code int, err error) {
 	switch {
-	case len(args) == 2 && args[0] == "prepare":
-		return 0, told(ctx, args[1], machine.Prepare(ctx, args[1]))
-	case len(args) == 2 && args[0] == "await-socket":
-		bounded, cancel := context.WithTimeout(ctx, socketTime)
-		defer cancel()
-		return 0, told(ctx, args[1], machine.AwaitSocket(bounded, args[1], mainPID()))
+	case len(args) == 1 && args[0] == "compose":
+		return 0, machine.Compose(ctx, os.Stdin)
+	case len(args) >= 3 && args[0] == "files":
+		return 0, told(ctx, args[1], machine.StageFiles, machine.ServeFiles(ctx, args[1], args[2:]))
 	case len(args) == 2 && args[0] == "release":
 		return 0, machine.Release(args[1])
 	case len(args) == 3 && args[0] == "down":
 		return 0, machine.Down(ctx, args[1], args[2])
 	case len(args) == 3 && args[0] == "await":
-		return 0, told(ctx, args[1], await(ctx, args[1], args[2]))
+		return 0, told(ctx, args[1], machine.StageBoot, await(ctx, args[1], args[2]))
 	case len(args) == 2 && args[0] == "app":
 		return 0, machine.RunApp(ctx, args[1])
 	case len(args) == 3 && args[0] == "ended":
@@ -99,15 +97,12 @@ func run(ctx context.Context, args []string) (code int, err error) {
 	return 0, errUsage
 }
 
-// socketTime is how long a program may take to listen.
-const socketTime = 20 * time.Second
-
 // told leaves an error of a machine's start where the engine finds it.
-func told(ctx context.Context, podDir string, err error) error {
+func told(ctx context.Context, podDir, stage string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return machine.NotUp(ctx, podDir, err)
+	return machine.NotUp(ctx, podDir, stage, err)
 }
 
 // mainPID is the main process of the unit that we run for, 0 if nobody says.

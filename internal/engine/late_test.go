@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,7 +17,10 @@ import (
 )
 
 // belated is an isolator whose pods have a late unit.
-type belated struct{ isolator.Isolator }
+type belated struct {
+	isolator.Isolator
+	lacks error
+}
 
 func (b belated) Name() string { return "late" }
 
@@ -29,8 +33,11 @@ func (b belated) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
 	return plan, err
 }
 
-func (b belated) LateUnits(id pod.ID) []string            { return []string{unit.Machine(string(id))} }
-func (b belated) LateError(d isolator.Dirs) string        { return filepath.Join(d.Pod, "why") }
+func (b belated) LateUnits(id pod.ID) []string { return []string{unit.Machine(string(id))} }
+func (b belated) LateErrors(d isolator.Dirs) []string {
+	return []string{filepath.Join(d.Pod, "none"), filepath.Join(d.Pod, "why")}
+}
+func (b belated) Furnish(context.Context) error           { return b.lacks }
 func (b belated) Cleanup(context.Context, *pod.Pod) error { return nil }
 
 // TestLateUnitThatFails: the pod's error is what the unit said, and nothing is left.
@@ -50,7 +57,7 @@ func TestLateUnitThatFails(t *testing.T) {
 		})
 		t.Cleanup(func() { pid1.Close() })
 		cfg.Systemd = pid1
-		cfg.Isolators, cfg.Isolator = []isolator.Isolator{belated{cfg.Isolators[0]}}, "late"
+		cfg.Isolators, cfg.Isolator = []isolator.Isolator{belated{cfg.Isolators[0], nil}}, "late"
 		e, err := New(t.Context(), cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -67,6 +74,30 @@ func TestLateUnitThatFails(t *testing.T) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) || len(left) > 0 {
 			t.Errorf("%q: left %v, %v", name, left, err)
 		}
+	}
+}
+
+// TestFurnishFails: where what all machines boot cannot be made, no unit is started, and
+// nothing is left.
+func TestFurnishFails(t *testing.T) {
+	t.Parallel()
+	cfg := newBench(t, true, nil).cfg
+	cfg.Root, cfg.Run = t.TempDir(), t.TempDir()
+	why := fmt.Errorf("no room: %w", pod.ErrUnavailable)
+	cfg.Isolators, cfg.Isolator = []isolator.Isolator{belated{cfg.Isolators[0], why}}, "late"
+	e, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	if err := e.Watch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.CreatePod(t.Context(), hostPod("late")); !errors.Is(err, why) {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(cfg.Root, "pods")); err != nil && !errors.Is(err, fs.ErrNotExist) || len(left) > 0 {
+		t.Errorf("left %v, %v", left, err)
 	}
 }
 
@@ -94,7 +125,7 @@ func TestOwnKernel(t *testing.T) {
 	if _, err := b.joinedPIDs(t.Context(), &shared, a.App); !errors.Is(err, pod.ErrState) || !strings.Contains(err.Error(), "the holder of pod") {
 		t.Errorf("of the host's kernel: %v", err)
 	}
-	b.iso["own"] = own{belated{b.iso["oci"]}}
+	b.iso["own"] = own{belated{b.iso["oci"], nil}}
 	shared.Isolator = "own"
 	for _, kind := range []pod.ProfileKind{pod.ProfileRuntimeDefault, pod.ProfileLocalhost} {
 		profile := pod.Security{AppArmor: pod.Profile{Kind: kind, Localhost: "no-such"}}

@@ -225,17 +225,25 @@ func (m *making) operation() operation {
 
 // startLate starts what needs the pod's network. It stops with the pod's unit.
 func (m *making) startLate(ctx context.Context) error {
+	iso, ok := m.e.iso[m.p.Isolator].(lateIsolator)
+	if ok {
+		if err := iso.Furnish(ctx); err != nil {
+			return err
+		}
+	}
 	last := len(m.plan.Late) - 1
 	err := m.e.cfg.Systemd.Launch(ctx, m.plan.Late[last], m.plan.Late[:last]...)
 	var job *systemd.JobError
 	if !errors.As(err, &job) {
 		return err
 	}
-	if iso, ok := m.e.iso[m.p.Isolator].(lateIsolator); ok {
+	if ok {
 		// What they say at their end may be all that they say. The undoing stops them again.
 		_ = m.stopLate(ctx)
-		if why, readErr := os.ReadFile(iso.LateError(m.e.dirs(m.p.ID, ""))); readErr == nil {
-			return fmt.Errorf("%s: %w", why, pod.ErrUnavailable)
+		for _, file := range iso.LateErrors(m.e.dirs(m.p.ID, "")) {
+			if why, readErr := os.ReadFile(file); readErr == nil {
+				return fmt.Errorf("%s: %w", why, pod.ErrUnavailable)
+			}
 		}
 	}
 	return fmt.Errorf("%w: %w", pod.ErrUnavailable, err)
@@ -254,8 +262,12 @@ func (m *making) stopLate(ctx context.Context) error {
 type lateIsolator interface {
 	// LateUnits are the names of those that a pod has, the last one first.
 	LateUnits(id pod.ID) []string
-	// LateError is the file in which they say why they did not come up.
-	LateError(d isolator.Dirs) string
+	// LateErrors are files in which they say why they did not come up: the first that is
+	// there counts.
+	LateErrors(d isolator.Dirs) []string
+	// Furnish makes what the late units of all pods need, unless it is there. That is the
+	// node's, so no pod's limits are to hold it up.
+	Furnish(ctx context.Context) error
 }
 
 // lateUnits are those of a pod that there is, the last one first.

@@ -42,7 +42,7 @@ type app struct {
 
 var _ guestpb.GuestService = (*Agent)(nil)
 
-// NewAgent returns one for the machine that Boot has prepared; the apps' cgroups are made
+// NewAgent returns one for the machine that boot has prepared; the apps' cgroups are made
 // below a directory.
 func NewAgent(version, cgroups string) *Agent {
 	return &Agent{Version: version, groups: groups{cgroups}, apps: map[string]*app{}}

@@ -20,13 +20,17 @@ type place struct {
 	data         string
 }
 
-// Boot does what the first process of a machine has to do before there is an app. It
-// runs in an initramfs, and leaves it.
-func Boot() error {
+// boot does what the first process of a machine has to do before somebody may ask it for
+// anything. It runs in an initramfs, and leaves it.
+func boot() error {
 	if err := leaveInitramfs(); err != nil {
 		return fmt.Errorf("leave the initramfs: %w", err)
 	}
-	if err := loadModules(); err != nil {
+	// Nobody is disturbed by its haste yet; each step below waits for the kernel's others.
+	if err := expedite(true); err != nil {
+		return err
+	}
+	if err := loadModules(false); err != nil {
 		return fmt.Errorf("load modules: %w", err)
 	}
 	if err := mountAll([]place{
@@ -48,9 +52,33 @@ func Boot() error {
 	if err := (groups{cgroupRoot}).prepare(); err != nil {
 		return fmt.Errorf("prepare cgroups: %w", err)
 	}
-	// An app that gets hold of this program must not be able to change it.
-	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-		return fmt.Errorf("make the root read-only: %w", err)
+	return nil
+}
+
+// open lets the host reach the machine, which is ready for it.
+func open() error {
+	if err := loadModules(true); err != nil {
+		return fmt.Errorf("load modules: %w", err)
+	}
+	// An app that gets hold of this program must not be able to change it, nor take away what
+	// others stand on: neither here nor where the kernel has mounted the same.
+	for _, flags := range []uintptr{0, unix.MS_BIND | unix.MS_NOSUID | unix.MS_NODEV} {
+		if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY|flags, ""); err != nil {
+			return fmt.Errorf("make the root read-only: %w", err)
+		}
+	}
+	return expedite(false)
+}
+
+// expedite has the kernel wait no longer than it must for readers of what is to change
+// (RCU), as it does itself until it starts the first process.
+func expedite(on bool) error {
+	value := "0"
+	if on {
+		value = "1"
+	}
+	if err := writeFile("/sys/kernel/rcu_expedited", value); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("expedite the boot: %w", err)
 	}
 	return nil
 }
@@ -72,32 +100,19 @@ func mountAll(places []place) error {
 	return nil
 }
 
-// newRoot is where the root is made that the machine has afterwards: a mount namespace
-// cannot leave an initramfs as it can leave any other root.
+// newRoot is where the initramfs is mounted once more: a mount namespace cannot leave it
+// where the kernel has put it, as it can leave any other root.
 const newRoot = "/root"
 
 func leaveInitramfs() error {
-	if err := mountAll([]place{{"tmpfs", newRoot, unix.MS_NOSUID | unix.MS_NODEV, "mode=755,size=64m"}}); err != nil {
+	if err := os.MkdirAll(newRoot, 0o755); err != nil {
 		return err
 	}
-	if err := copyAll("/", newRoot, "init", "modules", "lib"); err != nil {
-		return err
+	if err := unix.Mount("/", newRoot, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount it on %s: %w", newRoot, err)
 	}
 	if err := unix.Chdir(newRoot); err != nil {
 		return err
-	}
-	if err := mountAll([]place{
-		{"proc", newRoot + "/proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
-		{"sysfs", newRoot + "/sys", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
-		{"devtmpfs", newRoot + "/dev", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=755"},
-		{"tmpfs", newRoot + "/run", unix.MS_NOSUID | unix.MS_NODEV, "mode=755"},
-	}); err != nil {
-		return err
-	}
-	for _, name := range []string{"init", "modules", "lib"} {
-		if err := os.RemoveAll("/" + name); err != nil { // memory that nobody needs any more
-			return err
-		}
 	}
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
 		return err
@@ -108,50 +123,29 @@ func leaveInitramfs() error {
 	if err := unix.Chdir("/"); err != nil {
 		return err
 	}
+	if err := mountAll([]place{
+		{"proc", "/proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"sysfs", "/sys", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"devtmpfs", "/dev", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=755"},
+		{"tmpfs", "/run", unix.MS_NOSUID | unix.MS_NODEV, "mode=755"},
+	}); err != nil {
+		return err
+	}
 	return os.MkdirAll(consoles, 0o700)
 }
 
-// copyAll copies names, and what is below them.
-func copyAll(from, to string, names ...string) error {
-	for _, name := range names {
-		source, target := filepath.Join(from, name), filepath.Join(to, name)
-		info, err := os.Stat(source)
-		if err != nil {
-			return err
-		}
-		if info.IsDir() {
-			entries, err := os.ReadDir(source)
-			if err != nil {
-				return err
-			}
-			if err := os.MkdirAll(target, 0o755); err != nil {
-				return err
-			}
-			for _, e := range entries {
-				if err := copyAll(source, target, e.Name()); err != nil {
-					return err
-				}
-			}
-			continue
-		}
-		data, err := os.ReadFile(source)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(target, data, info.Mode()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// loadModules loads what the initramfs lists.
-func loadModules() error {
+// loadModules loads what the initramfs lists: the way to the host, or all else. The host's
+// question waits for a machine that cannot be reached yet. One that is asked before it
+// listens says no, and is asked again later.
+func loadModules(wayToHost bool) error {
 	list, err := os.ReadFile("/modules")
 	if err != nil {
 		return err
 	}
 	for path := range strings.FieldsSeq(string(list)) {
+		if strings.Contains(filepath.Base(path), "vsock_virtio_transport") != wayToHost {
+			continue
+		}
 		f, err := os.Open(path)
 		if err != nil {
 			return err
@@ -162,7 +156,10 @@ func loadModules() error {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	return os.RemoveAll("/lib/modules")
+	if wayToHost { // the last ones
+		return os.RemoveAll("/lib/modules")
+	}
+	return nil
 }
 
 func readMachine() (m Machine, err error) {
@@ -189,7 +186,8 @@ func mountScratch() error {
 		}
 		if strings.TrimSpace(string(serial)) == ScratchSerial {
 			disk := "/dev/" + filepath.Base(filepath.Dir(file))
-			return unix.Mount(disk, Scratch, "ext4", unix.MS_NODEV, "")
+			// To write all inode tables would take the host's disk for nothing.
+			return unix.Mount(disk, Scratch, "ext4", unix.MS_NODEV, "noinit_itable")
 		}
 	}
 	return unix.Mount("tmpfs", Scratch, "tmpfs", unix.MS_NODEV, "mode=711")

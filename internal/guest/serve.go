@@ -30,21 +30,29 @@ func First(ctx context.Context, version string) {
 }
 
 func first(ctx context.Context, version string) error {
-	if err := Boot(); err != nil {
+	if err := boot(); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	l, err := vsock.Listen(Port, nil)
+	l, err := listen(Port)
 	if err != nil {
 		return fmt.Errorf("listen for the host: %w", err)
 	}
-	forwards, err := vsock.Listen(ForwardPort, nil)
+	forwards, err := listen(ForwardPort)
 	if err != nil {
 		return fmt.Errorf("listen for connections of the host: %w", err)
+	}
+	if err := open(); err != nil {
+		return fmt.Errorf("boot: %w", err)
 	}
 	failed := make(chan error, 2)
 	go func() { failed <- Forward(ctx, hostOnly{forwards}) }()
 	go func() { failed <- NewAgent(version, cgroupRoot).Serve(ctx, hostOnly{l}) }()
 	return <-failed
+}
+
+// listen does not need to know the machine's address, which it has not got yet.
+func listen(port uint32) (net.Listener, error) {
+	return vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
 }
 
 // hostOnly takes connections of the host alone: an app has no business with the agent.

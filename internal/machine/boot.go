@@ -1,22 +1,60 @@
 package machine
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"gantry/internal/disk"
 	"gantry/internal/initramfs"
+	"gantry/internal/pod"
 )
 
-// ensure makes the initramfs, unless it is there or another makes it meanwhile. It notes
-// that it is in use.
+// touch notes that kernel and initramfs are in use, and tells whether they are there.
+func (b Boot) touch(now time.Time) bool {
+	kernel, initramfs := os.Chtimes(b.Kernel, now, now), os.Chtimes(b.Initramfs, now, now)
+	return kernel == nil && initramfs == nil
+}
+
+// Furnish has kernel and initramfs made, unless they are there: by a program of its own,
+// since to unpack a kernel takes memory that nobody needs any more afterwards.
+func (b Boot) Furnish(ctx context.Context) error {
+	if b.touch(time.Now()) {
+		return nil
+	}
+	in, err := json.Marshal(b)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, b.Guest, "compose")
+	cmd.Stdin = bytes.NewReader(in)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("make what machines boot: %w: %s: %w", err, strings.TrimSpace(string(out)), pod.ErrUnavailable)
+	}
+	return nil
+}
+
+// Compose is what the program does.
+func Compose(ctx context.Context, in io.Reader) error {
+	var b Boot
+	if err := json.NewDecoder(in).Decode(&b); err != nil {
+		return fmt.Errorf("make what machines boot: %w", err)
+	}
+	return b.ensure(ctx)
+}
+
+// ensure makes kernel and initramfs, unless they are there or another makes them meanwhile.
 func (b Boot) ensure(ctx context.Context) error {
 	now := time.Now()
-	if os.Chtimes(b.Initramfs, now, now) == nil {
+	if b.touch(now) {
 		return nil
 	}
 	dir := filepath.Dir(b.Initramfs)
@@ -27,13 +65,24 @@ func (b Boot) ensure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err = sweep(dir, now.Add(-unused)); err == nil && !disk.Exists(b.Initramfs) {
-		err = b.make()
+	if err = sweep(dir, now.Add(-unused)); err == nil && !disk.Exists(b.Kernel) {
+		err = replace(b.Kernel, func(f *os.File) error {
+			why, err := initramfs.WriteKernel(f, b.From)
+			if why != nil {
+				fmt.Fprintf(os.Stderr, "gantry-guest: %s is booted packed: %v\n", b.From, why)
+			}
+			return err
+		})
+	}
+	if err == nil && !disk.Exists(b.Initramfs) {
+		err = replace(b.Initramfs, func(f *os.File) error {
+			return initramfs.Write(f, initramfs.Spec{Init: b.Guest, Modules: b.Modules, Load: b.Load})
+		})
 	}
 	return errors.Join(err, lock.Unlock())
 }
 
-// unused is how long nothing was booted with an initramfs that is taken away when another
+// unused is how long nothing was booted with a file that is taken away when another
 // is made: a machine may be about to read it. Nothing takes as long to make.
 const unused = time.Hour
 
@@ -45,7 +94,7 @@ func sweep(dir string, before time.Time) error {
 		return err
 	}
 	for _, e := range entries {
-		info, err := e.Info()
+		info, err := os.Lstat(filepath.Join(dir, e.Name())) // now: it may have come into use
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -59,21 +108,21 @@ func sweep(dir string, before time.Time) error {
 	return nil
 }
 
-func (b Boot) make() error {
-	f, err := os.CreateTemp(filepath.Dir(b.Initramfs), ".new-")
+// replace makes a file whole or not at all.
+func replace(path string, write func(*os.File) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
 	if err != nil {
 		return err
 	}
-	err = initramfs.Write(f, initramfs.Spec{Init: b.Guest, Modules: b.Modules, Load: b.Load})
-	if err == nil {
+	if err = write(f); err == nil {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), b.Initramfs)
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("make %s: %w", b.Initramfs, err), os.Remove(f.Name()))
+		return errors.Join(fmt.Errorf("make %s: %w", path, err), os.Remove(f.Name()))
 	}
-	return disk.SyncDir(filepath.Dir(b.Initramfs))
+	return disk.SyncDir(filepath.Dir(path))
 }

@@ -16,17 +16,27 @@ import (
 	"gantry/internal/journal"
 )
 
-// ErrorFile, below the pod's directory, tells whoever waits for a machine why it does not
-// come up.
-const ErrorFile = "late-error"
+// ErrorFiles tell whoever waits for a machine why it does not come up: the first that is
+// there. Each stage has its own: where the file server ends the machine does too, and both
+// say so at the same time.
+func ErrorFiles(podDir string) []string {
+	return []string{errorFile(podDir, StageFiles), errorFile(podDir, StageBoot)}
+}
+
+func errorFile(podDir, stage string) string {
+	if stage == StageFiles {
+		return filepath.Join(podDir, "files-error")
+	}
+	return filepath.Join(podDir, "boot-error")
+}
 
 // saidLast stands before what the programs said.
 const saidLast = "; it said: "
 
-// NotUp leaves there why a step of a machine's start failed, with the last that the unit's
+// NotUp leaves there why a stage of a machine's start failed, with the last that the unit's
 // programs and the machine's console said.
-func NotUp(ctx context.Context, podDir string, why error) error {
-	file, text := filepath.Join(podDir, ErrorFile), why.Error()
+func NotUp(ctx context.Context, podDir, stage string, why error) error {
+	file, text := errorFile(podDir, stage), why.Error()
 	// First without: to ask the journal takes its time, and we may be killed meanwhile.
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return errors.Join(why, err)
@@ -66,11 +76,10 @@ func Down(ctx context.Context, podDir, stage string) error {
 	if !plain {
 		how = strings.TrimSpace(result + " " + how)
 	}
-	file := filepath.Join(podDir, ErrorFile)
-	told, err := os.ReadFile(file)
+	told, err := os.ReadFile(errorFile(podDir, stage))
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return NotUp(ctx, podDir, fmt.Errorf("%s: %w (%s)", stage, errEnded, how))
+		return NotUp(ctx, podDir, stage, fmt.Errorf("%s: %w (%s)", stage, errEnded, how))
 	case err != nil:
 		return err
 	case !plain:
@@ -79,7 +88,7 @@ func Down(ctx context.Context, podDir, stage string) error {
 		return nil
 	}
 	// Whoever told it may have been ended before it could ask the journal.
-	return NotUp(ctx, podDir, errors.New(string(told)))
+	return NotUp(ctx, podDir, stage, errors.New(string(told)))
 }
 
 // lastWords are the last lines that processes of a unit wrote, those that matter first.
@@ -100,7 +109,7 @@ func lastWords(ctx context.Context, invocation string) ([]string, error) {
 }
 
 // The words of lines that tell why: of the kernel, the agent, the emulator, the file server.
-var reasons = [...]string{"Kernel panic", "Out of memory", "gantry-guest: ", "qemu-system-", "virtiofsd", "ERROR"}
+var reasons = [...]string{"Kernel panic", "Out of memory", "gantry-guest: ", "qemu-system-", "qemu: ", "virtiofsd", "ERROR"}
 
 // telling picks a few lines: those with a reason, or else the last.
 func telling(lines []string) []string {

@@ -1,7 +1,6 @@
 package machine
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -38,10 +37,10 @@ func TestNotUp(t *testing.T) {
 	t.Setenv("INVOCATION_ID", "") // under a unit of its own the test would read the journal
 	dir := t.TempDir()
 	why := errors.New("prepare machine: no network")
-	if err := NotUp(t.Context(), dir, why); !errors.Is(err, why) {
+	if err := NotUp(t.Context(), dir, StageBoot, why); !errors.Is(err, why) {
 		t.Error(err)
 	}
-	if got, err := os.ReadFile(filepath.Join(dir, ErrorFile)); err != nil || string(got) != why.Error() {
+	if got, err := os.ReadFile(errorFile(dir, StageBoot)); err != nil || string(got) != why.Error() {
 		t.Errorf("%q, %v", got, err)
 	}
 }
@@ -65,7 +64,7 @@ func TestDown(t *testing.T) {
 			t.Setenv("EXIT_CODE", c.code)
 			t.Setenv("EXIT_STATUS", c.status)
 			dir := t.TempDir()
-			file := filepath.Join(dir, ErrorFile)
+			file := errorFile(dir, StageBoot)
 			if c.before != "" {
 				if err := os.WriteFile(file, []byte(c.before), 0o600); err != nil {
 					t.Fatal(err)
@@ -96,27 +95,20 @@ func TestAwaitEndsWithTheProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	const patience = time.Minute
-	for name, wait := range map[string]func(ctx context.Context, pid int) error{
-		"agent":  func(ctx context.Context, pid int) error { _, err := Await(ctx, dir, pid, patience); return err },
-		"socket": func(ctx context.Context, pid int) error { return AwaitSocket(ctx, dir, pid) },
-	} {
-		cmd := exec.Command("sleep", "0.3")
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		began := time.Now()
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		err := wait(ctx, cmd.Process.Pid)
-		cancel()
-		if !errors.Is(err, errEnded) || time.Since(began) > patience/2 {
-			t.Errorf("%s: %v after %s", name, err, time.Since(began))
-		}
-		if err := cmd.Wait(); err != nil {
-			t.Error(err)
-		}
-		if err := wait(t.Context(), cmd.Process.Pid); !errors.Is(err, errEnded) {
-			t.Errorf("%s, of a process that is gone: %v", name, err)
-		}
+	wait := func(pid int) error { _, err := Await(t.Context(), dir, pid, patience); return err }
+	cmd := exec.Command("sleep", "0.3")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := wait(cmd.Process.Pid); !errors.Is(err, errEnded) || time.Since(began) > patience/2 {
+		t.Errorf("%v after %s", err, time.Since(began))
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := wait(cmd.Process.Pid); !errors.Is(err, errEnded) {
+		t.Errorf("of a process that is gone: %v", err)
 	}
 }
 

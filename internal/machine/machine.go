@@ -4,6 +4,7 @@
 //
 //	needs.go    what the node has to have for all that
 //	prepare.go  the share, the writable disk, what the machine is to be
+//	files.go    the program that becomes the server of its files
 //	failed.go   why a machine does not come up
 //	boot.go     what a machine boots
 //	network.go  the way from the pod's interface into the machine
@@ -47,9 +48,11 @@ type Plan struct {
 	DiskBytes int64 `json:"diskBytes,omitempty"`
 }
 
-// Boot is an initramfs, and what it is made of.
+// Boot is what a machine boots, and what that is made of.
 type Boot struct {
+	Kernel    string   `json:"kernel"`
 	Initramfs string   `json:"initramfs"`
+	From      string   `json:"from"`    // the distribution's kernel
 	Guest     string   `json:"guest"`   // the first process
 	Modules   string   `json:"modules"` // the kernel's
 	Load      []string `json:"load"`

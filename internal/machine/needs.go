@@ -15,8 +15,9 @@ type Needs struct {
 	// Arch is the node's architecture, in Go's words.
 	Arch                 string
 	Emulator, FileServer string
-	Kernel               string
-	Boot                 Boot
+	// Firmware is the emulator's, "" for its own choice.
+	Firmware string
+	Boot     Boot
 	// Disk tells that a machine gets one, and Emulate that it needs no /dev/kvm.
 	Disk, Emulate bool
 	// Dev is where devices are: "" is /dev.
@@ -46,9 +47,12 @@ func (n Needs) Check() error {
 	need(openDevice(dev+"/vhost-vsock"), dev+"/vhost-vsock", "modprobe vhost_vsock")
 	need(openDevice(dev+"/net/tun"), dev+"/net/tun", "modprobe tun")
 	need(runnable(n.Emulator), n.Emulator, "install qemu-system-x86")
+	if n.Firmware != "" {
+		need(there(n.Firmware), n.Firmware, "install qemu-system-data, of qemu 5.2 or later")
+	}
 	need(runnable(n.FileServer), n.FileServer, "install virtiofsd")
 	need(runnable(n.Boot.Guest), n.Boot.Guest, "it comes with Gantry")
-	need(there(n.Kernel), n.Kernel, "install the kernel that runs, or boot one that is installed")
+	need(there(n.Boot.From), n.Boot.From, "install the kernel that runs, or boot one that is installed")
 	need(there(filepath.Join(n.Boot.Modules, "modules.dep")), n.Boot.Modules, "install the modules of the kernel that runs, or boot one that has its own")
 	if n.Disk {
 		_, err := exec.LookPath(mkfs)
@@ -62,6 +66,9 @@ func (n Needs) Check() error {
 	}
 	return errors.New("this node lacks " + strings.Join(missing, "; "))
 }
+
+// HasHugePages tells whether the kernel can have memory file systems in huge pages at all.
+func HasHugePages() bool { return there("/sys/kernel/mm/transparent_hugepage/shmem_enabled") == nil }
 
 const mkfs = "mkfs.ext4"
 

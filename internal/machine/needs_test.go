@@ -25,8 +25,8 @@ func whole(t *testing.T) Needs {
 		put(name, 0o644)
 	}
 	return Needs{
-		Arch: "amd64", Emulator: put("qemu", 0o755), FileServer: put("virtiofsd", 0o755), Kernel: put("vmlinuz", 0o644),
-		Boot: Boot{Guest: put("guest", 0o755), Modules: filepath.Join(dir, "modules")}, Dev: filepath.Join(dir, "dev"),
+		Arch: "amd64", Emulator: put("qemu", 0o755), FileServer: put("virtiofsd", 0o755), Firmware: put("qboot.rom", 0o644),
+		Boot: Boot{From: put("vmlinuz", 0o644), Guest: put("guest", 0o755), Modules: filepath.Join(dir, "modules")}, Dev: filepath.Join(dir, "dev"),
 	}
 }
 
@@ -42,11 +42,13 @@ func TestNeeds(t *testing.T) {
 		"no vsock":      {func(t *testing.T, n *Needs) { gone(t, n.Dev+"/vhost-vsock") }, []string{"modprobe vhost_vsock"}},
 		"no tun":        {func(t *testing.T, n *Needs) { gone(t, n.Dev+"/net/tun") }, []string{"/net/tun: is not there", "modprobe tun"}},
 		"no qemu":       {func(t *testing.T, n *Needs) { gone(t, n.Emulator) }, []string{"/qemu: is not there (install qemu-system-x86)"}},
+		"no firmware":   {func(t *testing.T, n *Needs) { gone(t, n.Firmware) }, []string{"/qboot.rom: is not there (install qemu-system-data, of qemu 5.2 or later)"}},
+		"any firmware":  {func(_ *testing.T, n *Needs) { n.Firmware = "" }, nil},
 		"no server":     {func(t *testing.T, n *Needs) { gone(t, n.FileServer) }, []string{"install virtiofsd"}},
-		"no program":    {func(_ *testing.T, n *Needs) { n.FileServer = n.Kernel }, []string{"vmlinuz: is no program"}},
-		"no kernel":     {func(t *testing.T, n *Needs) { gone(t, n.Kernel) }, []string{"vmlinuz: is not there (install the kernel"}},
+		"no program":    {func(_ *testing.T, n *Needs) { n.FileServer = n.Boot.From }, []string{"vmlinuz: is no program"}},
+		"no kernel":     {func(t *testing.T, n *Needs) { gone(t, n.Boot.From) }, []string{"vmlinuz: is not there (install the kernel"}},
 		"no modules":    {func(t *testing.T, n *Needs) { gone(t, n.Boot.Modules+"/modules.dep") }, []string{"/modules: is not there (install the modules"}},
-		"several":       {func(t *testing.T, n *Needs) { gone(t, n.Kernel); gone(t, n.Emulator) }, []string{"this node lacks ", "; ", "vmlinuz", "qemu-system-x86"}},
+		"several":       {func(t *testing.T, n *Needs) { gone(t, n.Boot.From); gone(t, n.Emulator) }, []string{"this node lacks ", "; ", "vmlinuz", "qemu-system-x86"}},
 		"another arch":  {func(_ *testing.T, n *Needs) { n.Arch = "riscv64" }, []string{"this node is of riscv64: machines are made on amd64 only"}},
 		"no permission": {func(t *testing.T, n *Needs) { locked(t, n.Dev+"/vhost-vsock") }, []string{"vhost-vsock: permission denied"}},
 	} {

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,8 +25,10 @@ func Prepare(ctx context.Context, podDir string) error {
 	if err != nil {
 		return fmt.Errorf("prepare machine: read plan: %w", err)
 	}
-	if err := os.Remove(filepath.Join(podDir, ErrorFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("prepare machine: %w", err)
+	for _, file := range ErrorFiles(podDir) {
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("prepare machine: %w", err)
+		}
 	}
 	if err := plan.Boot.ensure(ctx); err != nil {
 		return fmt.Errorf("prepare machine: what it boots: %w", err)
@@ -93,8 +94,8 @@ func makeDisk(ctx context.Context, path string, size int64) error {
 	if err := os.Truncate(tmp, size); err != nil {
 		return err
 	}
-	// What is not written yet is made by the machine, when it is idle; a journal would be
-	// for a machine that comes again, and this one does not.
+	// The machine makes what it needs of the rest; a journal would be for a machine that
+	// comes again, and this one does not.
 	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", tmp)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
@@ -121,7 +122,7 @@ func Release(podDir string) error {
 			return fmt.Errorf("release machine: unmount %s: %w", dir, err)
 		}
 	}
-	// The file server leaves its socket, and a file with its number.
+	// The socket stays; the file with its number is of file servers that made their own.
 	socket := filepath.Join(plan.Run, SocketFile)
 	for _, path := range []string{dir, socket, socket + ".pid"} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -129,28 +130,4 @@ func Release(podDir string) error {
 		}
 	}
 	return nil
-}
-
-// AwaitSocket waits until the file server of a pod's machine listens. pid is its process.
-func AwaitSocket(ctx context.Context, podDir string, pid int) error {
-	var plan Plan
-	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err != nil {
-		return fmt.Errorf("%s: read plan: %w", StageFiles, err)
-	}
-	path := filepath.Join(plan.Run, SocketFile)
-	ctx, stop := whileRuns(ctx, pid)
-	defer stop()
-	const often = 5 * time.Millisecond
-	tick := time.NewTicker(often)
-	defer tick.Stop()
-	for {
-		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("%s: wait until it listens: %w", StageFiles, context.Cause(ctx))
-		}
-	}
 }

@@ -38,26 +38,29 @@ func (o Options) machines(selinux bool) (*kvm.KVM, error) {
 		return nil, fmt.Errorf("find the kernel: %w", err)
 	}
 	release := unix.ByteSliceToString(uts.Release[:])
-	boot := machine.Boot{Guest: Guest, Modules: "/lib/modules/" + release, Load: modules[:]}
-	boot.Initramfs = filepath.Join(o.Root, "boot", bootKey(boot))
+	boot := machine.Boot{From: "/boot/vmlinuz-" + release, Guest: Guest, Modules: "/lib/modules/" + release, Load: modules[:]}
+	boot.Kernel = filepath.Join(o.Root, "boot", "kernel-"+keyOf([]string{release}, boot.From))
+	boot.Initramfs = filepath.Join(o.Root, "boot", "initramfs-"+keyOf(append(boot.Load, boot.Modules), boot.Guest, filepath.Join(boot.Modules, "modules.dep")))
 	m := o.Machines
 	needs := machine.Needs{
-		Arch: runtime.GOARCH, Emulator: "/usr/bin/qemu-system-x86_64", FileServer: "/usr/libexec/virtiofsd", Kernel: "/boot/vmlinuz-" + release, Boot: boot,
+		Arch: runtime.GOARCH, Emulator: "/usr/bin/qemu-system-x86_64", FileServer: "/usr/libexec/virtiofsd", Boot: boot,
 		Disk: m.Disk > 0, Emulate: m.Emulate,
 	}
+	if !m.Emulate {
+		needs.Firmware = "/usr/share/qemu/qboot.rom"
+	}
 	return kvm.New(kvm.Config{
-		Init: Init, Guest: Guest, StdioSocket: stdio.Socket, Emulator: needs.Emulator, FileServer: needs.FileServer,
-		Kernel: needs.Kernel, Boot: boot, Emulate: m.Emulate, Memory: m.Memory, Overhead: m.Overhead, CPUs: m.CPUs, Disk: m.Disk, BootTime: m.BootSeconds,
-		SELinux: selinux, Lacks: needs.Check,
+		Init: Init, Guest: Guest, StdioSocket: stdio.Socket, Emulator: needs.Emulator, FileServer: needs.FileServer, Firmware: needs.Firmware,
+		Boot: boot, Emulate: m.Emulate, HugePages: machine.HasHugePages(), Memory: m.Memory, Overhead: m.Overhead, CPUs: m.CPUs, Disk: m.Disk, BootTime: m.BootSeconds,
+		SELinux: selinux, Lacks: needs.Check, Furnish: boot.Furnish,
 	})
 }
 
-// bootKey names an initramfs by what it is made of: another program, or other modules, make
-// another one.
-func bootKey(b machine.Boot) string {
+// keyOf names a file by what it is made of: other words, or other files, make another one.
+func keyOf(words []string, files ...string) string {
 	h := sha256.New()
-	fmt.Fprintln(h, b.Modules, b.Load)
-	for _, path := range []string{b.Guest, filepath.Join(b.Modules, "modules.dep")} {
+	fmt.Fprintln(h, words)
+	for _, path := range files {
 		if info, err := os.Stat(path); err == nil { // else there is nothing to make one of
 			fmt.Fprintln(h, path, info.Size(), info.ModTime().UnixNano())
 		}

@@ -31,6 +31,15 @@ func TestKVMInside(t *testing.T) {
 		s.Resources.OOMScoreAdj = 321
 	}))
 	start(t, n, first)
+	t.Run("kernel", func(t *testing.T) {
+		files, err := filepath.Glob(filepath.Join(node.Root, "boot", "kernel-*"))
+		if err != nil || len(files) != 1 {
+			t.Fatalf("what machines boot: %q, %v", files, err)
+		}
+		if magic := sh(t, "head -c 4 "+files[0]+" | tail -c 3"); magic != "ELF" {
+			t.Errorf("it was not unpacked: %q", magic)
+		}
+	})
 	t.Run("exec", func(t *testing.T) {
 		out, code := execIn(t, n, first, pod.Process{Argv: []string{"sh", "-c", limits}}, "")
 		if sameText(t, strings.TrimSpace(out), "77\n78\n8192\nunlimited\n321\n0022"); code != 0 {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -84,7 +83,8 @@ func TestKVMRefused(t *testing.T) {
 	}
 	for path, remedy := range map[string]string{
 		"/usr/libexec/virtiofsd": "install virtiofsd", "/usr/bin/qemu-system-x86_64": "install qemu-system-x86", "/dev/vhost-vsock": "modprobe vhost_vsock",
-		"/dev/kvm": "modprobe kvm_intel or kvm_amd", "/dev/net/tun": "modprobe tun", "/boot/vmlinuz-" + strings.TrimSpace(sh(t, "uname -r")): "install the kernel that runs",
+		"/usr/share/qemu/qboot.rom": "install qemu-system-data",
+		"/dev/kvm":                  "modprobe kvm_intel or kvm_amd", "/dev/net/tun": "modprobe tun", "/boot/vmlinuz-" + strings.TrimSpace(sh(t, "uname -r")): "install the kernel that runs",
 	} {
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			sh(t, "mv "+path+" "+path+".away")
@@ -150,19 +150,31 @@ func TestKVMNotUp(t *testing.T) {
 		n := withMachines(t, func(m *node.Machines) { m.BootSeconds = 1 })
 		refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", "does not answer within 1s (kvm.boot-time)"})
 	})
+	t.Run("packed", func(t *testing.T) {
+		n := withMachines(t, func(*node.Machines) {})
+		pull(t, n, busybox)
+		replaceBoot(t, "kernel-*", "cp /boot/vmlinuz-$(uname -r)")
+		if got := printed(t, n, newPod(t, n, inKVM), "echo here"); got != "here" {
+			t.Errorf("with a packed kernel it says %q", got)
+		}
+	})
 	t.Run("panic", func(t *testing.T) {
 		n := withMachines(t, func(*node.Machines) {})
-		boot := filepath.Join(node.Root, "boot")
-		files, err := os.ReadDir(boot)
-		if err != nil || len(files) == 0 {
-			t.Fatalf("what machines boot with: %v, %v", files, err)
-		}
-		for _, f := range files { // whichever it is
-			path := filepath.Join(boot, f.Name())
-			away := filepath.Join("/var/tmp", f.Name())
-			sh(t, fmt.Sprintf("mv %s %s && : > %s", path, away, path))
-			t.Cleanup(func() { sh(t, fmt.Sprintf("mv %s %s", away, path)) })
-		}
+		replaceBoot(t, "initramfs-*", "cp /dev/null")
 		refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", "its program has ended", "Kernel panic"})
 	})
+}
+
+// replaceBoot has machines boot something else until the test's end.
+func replaceBoot(t *testing.T, pattern, copyFrom string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(node.Root, "boot", pattern))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("what machines boot: %v, %v", files, err)
+	}
+	for _, path := range files { // whichever it is
+		away := filepath.Join("/var/tmp", filepath.Base(path))
+		sh(t, fmt.Sprintf("mv %s %s && %s %s", path, away, copyFrom, path))
+		t.Cleanup(func() { sh(t, fmt.Sprintf("mv %s %s", away, path)) })
+	}
 }

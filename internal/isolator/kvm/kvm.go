@@ -35,11 +35,14 @@ type Config struct {
 	StdioSocket string
 	// Emulator and FileServer are the paths of qemu and virtiofsd.
 	Emulator, FileServer string
-	// Kernel and Boot are what a machine boots.
-	Kernel string
-	Boot   machine.Boot
+	// Firmware is that of a machine that is not emulated.
+	Firmware string
+	// Boot is what a machine boots.
+	Boot machine.Boot
 	// Emulate has the machine's processors emulated, where there is no /dev/kvm.
 	Emulate bool
+	// HugePages has a machine's memory in huge pages, where the host has them free.
+	HugePages bool
 	// Memory is what a machine has whose pod has no limit, and 0 if no machine is to be made;
 	// Overhead what of a pod's limit its kernel, the emulator and the file server take. In
 	// bytes.
@@ -57,6 +60,8 @@ type Config struct {
 	SELinux bool
 	// Lacks tells what the node lacks for machines, nil if nothing; without it nobody asks.
 	Lacks func() error
+	// Furnish makes what Boot names, unless it is there; without it the machine's own units do.
+	Furnish func(ctx context.Context) error
 }
 
 // KVM is the isolator.
@@ -138,8 +143,16 @@ func (k *KVM) LateUnits(id pod.ID) []string {
 	return []string{unit.Machine(string(id)), unit.FileServer(string(id))}
 }
 
-// LateError is the file that tells why they did not come up.
-func (k *KVM) LateError(d isolator.Dirs) string { return path.Join(d.Pod, machine.ErrorFile) }
+// LateErrors are the files that tell why they did not come up.
+func (k *KVM) LateErrors(d isolator.Dirs) []string { return machine.ErrorFiles(d.Pod) }
+
+// Furnish makes what machines boot, unless it is there.
+func (k *KVM) Furnish(ctx context.Context) error {
+	if k.cfg.Furnish == nil {
+		return nil
+	}
+	return k.cfg.Furnish(ctx)
+}
 
 // shmSize is what /dev/shm of a pod may hold, as with other isolators.
 const shmSize = 64 << 20

@@ -25,9 +25,12 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func newKVM(t testing.TB) *KVM {
 	k, err := New(Config{
 		Init: "/usr/libexec/gantry/gantry-init", Guest: "/usr/libexec/gantry/gantry-guest", StdioSocket: "/run/gantry/stdio.sock",
-		Emulator: "/usr/bin/qemu-system-x86_64", FileServer: "/usr/libexec/virtiofsd", Kernel: "/boot/vmlinuz-6.12",
-		Boot:   machine.Boot{Initramfs: "/var/lib/gantry/boot/k", Guest: "/usr/libexec/gantry/gantry-guest", Modules: "/lib/modules/6.12", Load: []string{"virtiofs"}},
-		Memory: 512 << 20, Overhead: 100 << 20, CPUs: 2, Disk: 8 << 30, BootTime: 30, Arch: "amd64",
+		Emulator: "/usr/bin/qemu-system-x86_64", FileServer: "/usr/libexec/virtiofsd", Firmware: "/usr/share/qemu/qboot.rom",
+		Boot: machine.Boot{
+			Kernel: "/var/lib/gantry/boot/kernel-k", Initramfs: "/var/lib/gantry/boot/initramfs-k", From: "/boot/vmlinuz-6.12",
+			Guest: "/usr/libexec/gantry/gantry-guest", Modules: "/lib/modules/6.12", Load: []string{"virtiofs"},
+		},
+		Memory: 512 << 20, Overhead: 100 << 20, CPUs: 2, HugePages: true, Disk: 8 << 30, BootTime: 30, Arch: "amd64",
 	})
 	if err != nil {
 		t.Fatal(err)

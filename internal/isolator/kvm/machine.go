@@ -97,15 +97,11 @@ func (k *KVM) down(in isolator.Sandbox, stage string) unit.Command {
 
 // server shares files of the host with the machine, and nothing that is not in the share.
 func (k *KVM) server(in isolator.Sandbox) unit.Unit {
-	socket := path.Join(in.Dir.Run, machine.SocketFile)
+	serve := k.run("files", in.Dir.Pod, k.cfg.FileServer, "--shared-dir="+share(in.Dir), "--announce-submounts", "--cache=auto", "--sandbox=namespace", "--log-level=warn")
 	return unit.Unit{Name: unit.FileServer(string(in.Pod.ID)), Properties: append(common(in, "Files"),
 		unit.Property{Name: "After", Value: unit.Strings{unit.Pod(string(in.Pod.ID))}},
-		unit.Property{Name: "Type", Value: unit.String("exec")},
-		unit.Property{Name: "ExecStartPre", Value: unit.Commands{k.run("prepare", in.Dir.Pod)}},
-		unit.Property{Name: "ExecStart", Value: unit.Commands{{Path: k.cfg.FileServer, Args: []string{
-			k.cfg.FileServer, "--socket-path=" + socket, "--shared-dir=" + share(in.Dir), "--announce-submounts", "--cache=auto", "--sandbox=namespace", "--log-level=warn",
-		}}}},
-		unit.Property{Name: "ExecStartPost", Value: unit.Commands{k.run("await-socket", in.Dir.Pod)}},
+		unit.Property{Name: "Type", Value: unit.String("notify")},
+		unit.Property{Name: "ExecStart", Value: unit.Commands{serve}},
 		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.ended(in, unit.FileServer(string(in.Pod.ID))), k.down(in, machine.StageFiles), k.run("release", in.Dir.Pod)}},
 		unit.Property{Name: "LimitNOFILE", Value: unit.Uint64(1 << 20)},
 	)}
@@ -115,7 +111,8 @@ func (k *KVM) server(in isolator.Sandbox) unit.Unit {
 func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
 	id := string(in.Pod.ID)
 	cid := machine.Address(id)
-	return unit.Unit{Name: unit.Machine(id), Properties: append(common(in, "Machine"),
+	props := append(common(in, "Machine"), k.memoryMount()...)
+	return unit.Unit{Name: unit.Machine(id), Properties: append(props,
 		unit.Property{Name: "After", Value: unit.Strings{unit.Pod(id), unit.FileServer(id)}},
 		unit.Property{Name: "BindsTo", Value: unit.Strings{unit.FileServer(id)}},
 		unit.Property{Name: "OnFailure", Value: unit.Strings{unit.Ended(id)}},
@@ -137,32 +134,62 @@ func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
 	)}
 }
 
+// hugePage is the size of one, in bytes: that of memory which need not be given up in parts.
+const hugePage = 2 << 20
+
+// memoryDir is where the emulator has the machine's memory, if that is to be in huge pages:
+// a file system of the unit's own in the place of one that it has no use for.
+const memoryDir = "/dev/shm"
+
+func (k *KVM) memoryMount() []unit.Property {
+	if !k.cfg.HugePages {
+		return nil
+	}
+	return []unit.Property{{Name: "TemporaryFileSystem", Value: unit.Tmpfs{{Path: memoryDir, Options: "rw,nosuid,nodev,noexec,mode=0700,size=100%,huge=within_size"}}}}
+}
+
+// memory is the machine's, which the file server sees too.
+func (k *KVM) memory(size string) string {
+	if k.cfg.HugePages {
+		return fmt.Sprintf("memory-backend-file,id=memory,share=on,mem-path=%s,align=%d,size=%s", memoryDir, hugePage, size)
+	}
+	return "memory-backend-memfd,id=memory,share=on,size=" + size
+}
+
 const (
 	systemctl  = "/usr/bin/systemctl"
 	bootMargin = 10 // seconds
 )
 
+// board is what the machine is apart from its devices, which are the same on both: the
+// least there is, which starts soonest, or a whole PC, whose timers a machine needs that
+// has none of the hypervisor. A clock is there because the kernel looks for one for
+// seconds where there is none.
+func (k *KVM) board() []string {
+	if k.cfg.Emulate {
+		return []string{"-machine", "q35,accel=tcg,memory-backend=memory", "-cpu", "max"}
+	}
+	return []string{
+		"-machine", "microvm,accel=kvm,memory-backend=memory,acpi=on,pcie=on,pic=off,pit=off,rtc=on,x-option-roms=off", "-bios", k.cfg.Firmware, "-cpu", "host",
+	}
+}
+
 // arguments are those of the emulator.
 func (k *KVM) arguments(in isolator.Sandbox, s size, cid uint32) []string {
-	accel, cpu := "kvm", "host"
-	if k.cfg.Emulate {
-		accel, cpu = "tcg", "max"
-	}
 	memory := strconv.FormatInt(s.memory, 10) + "M"
-	args := []string{
-		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-name", "gantry-" + string(in.Pod.ID),
-		"-machine", "q35,accel=" + accel + ",memory-backend=memory", "-cpu", cpu, "-smp", strconv.Itoa(s.cpus), "-m", memory,
-		"-object", "memory-backend-memfd,id=memory,share=on,size=" + memory,
-		"-kernel", k.cfg.Kernel, "-initrd", k.cfg.Boot.Initramfs, "-append", commandLine,
+	args := []string{"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-name", "gantry-" + string(in.Pod.ID)}
+	args = append(append(args, k.board()...),
+		"-smp", strconv.Itoa(s.cpus), "-m", memory,
+		"-object", k.memory(memory),
+		"-kernel", k.cfg.Boot.Kernel, "-initrd", k.cfg.Boot.Initramfs, "-append", commandLine,
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-device", "virtio-rng-pci",
 		"-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d", cid),
-		"-chardev", "socket,id=files,path=" + path.Join(in.Dir.Run, machine.SocketFile),
-		"-device", "vhost-user-fs-pci,chardev=files,tag=" + guest.Tag,
-		"-netdev", "tap,id=net,ifname=" + machine.Tap + ",script=no,downscript=no",
-		"-device", "virtio-net-pci,netdev=net",
-	}
+		"-chardev", "socket,id=files,path="+path.Join(in.Dir.Run, machine.SocketFile),
+		"-device", "vhost-user-fs-pci,chardev=files,tag="+guest.Tag,
+		"-netdev", "tap,id=net,ifname="+machine.Tap+",script=no,downscript=no",
+		"-device", "virtio-net-pci,netdev=net,romfile=",
+	)
 	if k.cfg.Disk > 0 {
 		args = append(args,
 			"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file="+path.Join(in.Dir.Pod, machine.Disk),
@@ -172,5 +199,5 @@ func (k *KVM) arguments(in isolator.Sandbox, s size, cid uint32) []string {
 }
 
 // commandLine is the kernel's. What it says goes to the journal; when it panics the machine
-// ends.
-const commandLine = "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on"
+// ends. All devices are on the first bus.
+const commandLine = "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on pci=lastbus=0"
