@@ -40,6 +40,21 @@ func (b belated) LateErrors(d isolator.Dirs) []string {
 func (b belated) Furnish(context.Context) error           { return b.lacks }
 func (b belated) Cleanup(context.Context, *pod.Pod) error { return nil }
 
+// late is an engine whose pods have late units, on a node that lacks something for them.
+func late(t *testing.T, cfg Config, lacks error) *Engine {
+	t.Helper()
+	cfg.Isolators, cfg.Isolator = []isolator.Isolator{belated{cfg.Isolators[0], lacks}}, "late"
+	e, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	if err := e.Watch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
 // TestLateUnitThatFails: the pod's error is what the unit said, and nothing is left.
 func TestLateUnitThatFails(t *testing.T) {
 	t.Parallel()
@@ -57,16 +72,7 @@ func TestLateUnitThatFails(t *testing.T) {
 		})
 		t.Cleanup(func() { pid1.Close() })
 		cfg.Systemd = pid1
-		cfg.Isolators, cfg.Isolator = []isolator.Isolator{belated{cfg.Isolators[0], nil}}, "late"
-		e, err := New(t.Context(), cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { e.Close() })
-		if err := e.Watch(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		_, err = e.CreatePod(t.Context(), hostPod("late"))
+		_, err := late(t, cfg, nil).CreatePod(t.Context(), hostPod("late"))
 		if !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "create pod: late units: ") || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v", name, err)
 		}
@@ -84,16 +90,7 @@ func TestFurnishFails(t *testing.T) {
 	cfg := newBench(t, true, nil).cfg
 	cfg.Root, cfg.Run = t.TempDir(), t.TempDir()
 	why := fmt.Errorf("no room: %w", pod.ErrUnavailable)
-	cfg.Isolators, cfg.Isolator = []isolator.Isolator{belated{cfg.Isolators[0], why}}, "late"
-	e, err := New(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Close() })
-	if err := e.Watch(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := e.CreatePod(t.Context(), hostPod("late")); !errors.Is(err, why) {
+	if _, err := late(t, cfg, why).CreatePod(t.Context(), hostPod("late")); !errors.Is(err, why) {
 		t.Error(err)
 	}
 	if left, err := os.ReadDir(filepath.Join(cfg.Root, "pods")); err != nil && !errors.Is(err, fs.ErrNotExist) || len(left) > 0 {

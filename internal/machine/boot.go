@@ -25,21 +25,24 @@ func (b Boot) touch(now time.Time) bool {
 }
 
 // Furnish has kernel and initramfs made, unless they are there: by a program of its own,
-// since to unpack a kernel takes memory that nobody needs any more afterwards.
-func (b Boot) Furnish(ctx context.Context) error {
+// since to unpack a kernel takes memory that nobody needs any more afterwards. said is what
+// that has to say, "" if all went as it should.
+func (b Boot) Furnish(ctx context.Context) (said string, err error) {
 	if b.touch(time.Now()) {
-		return nil
+		return "", nil
 	}
 	in, err := json.Marshal(b)
 	if err != nil {
-		return err
+		return "", err
 	}
 	cmd := exec.CommandContext(ctx, b.Guest, "compose")
 	cmd.Stdin = bytes.NewReader(in)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("make what machines boot: %w: %s: %w", err, strings.TrimSpace(string(out)), pod.ErrUnavailable)
+	out, err := cmd.CombinedOutput()
+	said = strings.TrimSpace(string(out))
+	if err != nil {
+		return "", fmt.Errorf("make what machines boot: %w: %s: %w", err, said, pod.ErrUnavailable)
 	}
-	return nil
+	return said, nil
 }
 
 // Compose is what the program does.

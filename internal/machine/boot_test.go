@@ -102,15 +102,15 @@ func TestFurnish(t *testing.T) {
 	if err := os.WriteFile(program, []byte(script+"echo no room >&2; exit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Furnish(t.Context()); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "no room") {
+	if _, err := b.Furnish(t.Context()); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "no room") {
 		t.Errorf("it failed: %v", err)
 	}
-	if err := os.WriteFile(program, []byte(script+"touch "+b.Kernel+" "+b.Initramfs+"\n"), 0o755); err != nil {
+	if err := os.WriteFile(program, []byte(script+"echo packed >&2; touch "+b.Kernel+" "+b.Initramfs+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
-		if err := b.Furnish(t.Context()); err != nil {
-			t.Error(err)
+	for _, want := range []string{"packed", ""} {
+		if said, err := b.Furnish(t.Context()); err != nil || said != want {
+			t.Errorf("it says %q, %v, want %q", said, err, want)
 		}
 	}
 	if got, err := os.ReadFile(filepath.Join(dir, "calls")); err != nil || string(got) != "compose\ncompose\n" {

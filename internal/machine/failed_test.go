@@ -45,6 +45,30 @@ func TestNotUp(t *testing.T) {
 	}
 }
 
+// TestStagesSayEachTheirOwn: a file server that ends takes its machine with it. Both say so,
+// in any order, and the cause counts.
+func TestStagesSayEachTheirOwn(t *testing.T) {
+	t.Setenv("INVOCATION_ID", "")
+	t.Setenv("SERVICE_RESULT", "exit-code")
+	t.Setenv("EXIT_CODE", "exited")
+	t.Setenv("EXIT_STATUS", "1")
+	for _, order := range [][]string{{StageFiles, StageBoot}, {StageBoot, StageFiles}} {
+		dir := t.TempDir()
+		for _, stage := range order {
+			if err := Down(t.Context(), dir, stage); !errors.Is(err, errEnded) {
+				t.Error(err)
+			}
+		}
+		files := ErrorFiles(dir)
+		for i, stage := range []string{StageFiles, StageBoot} {
+			got, err := os.ReadFile(files[i])
+			if want := stage + ": its program has ended (exited 1)"; err != nil || string(got) != want {
+				t.Errorf("after %q: %q, %v, want %q", order, got, err, want)
+			}
+		}
+	}
+}
+
 // TestDown: how a program ended is told if nobody has told why, and added if it says more.
 func TestDown(t *testing.T) {
 	const known = "boot the machine: no answer"

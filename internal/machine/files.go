@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +21,7 @@ import (
 // be. systemd is told when the socket is there, so the machine may come at once: what it
 // says is heard when the server runs.
 func ServeFiles(ctx context.Context, podDir string, command []string) error {
-	if err := Prepare(ctx, podDir); err != nil {
+	if err := prepare(ctx, podDir); err != nil {
 		return err
 	}
 	err := becomeServer(podDir, command)
@@ -41,7 +43,9 @@ func becomeServer(podDir string, command []string) error {
 	if err := initproc.Ready(); err != nil {
 		return err
 	}
-	return syscall.Exec(command[0], append(command, "--fd="+strconv.Itoa(fd)), os.Environ())
+	// Whoever takes over the server has nothing to say to systemd.
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NOTIFY_SOCKET=") })
+	return syscall.Exec(command[0], append(command, "--fd="+strconv.Itoa(fd)), env)
 }
 
 // listen makes a socket that is root's alone, whose descriptor stays open for the program

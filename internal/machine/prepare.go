@@ -17,9 +17,9 @@ import (
 	"gantry/internal/pod"
 )
 
-// Prepare makes what a machine needs before it boots. It is called when the pod has its
+// prepare makes what a machine needs before it boots. It is called when the pod has its
 // network, and may be called again.
-func Prepare(ctx context.Context, podDir string) error {
+func prepare(ctx context.Context, podDir string) error {
 	var plan Plan
 	err := readJSON(filepath.Join(podDir, PlanFile), &plan)
 	if err != nil {

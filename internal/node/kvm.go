@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -49,10 +50,17 @@ func (o Options) machines(selinux bool) (*kvm.KVM, error) {
 	if !m.Emulate {
 		needs.Firmware = "/usr/share/qemu/qboot.rom"
 	}
+	furnish := func(ctx context.Context) error {
+		said, err := boot.Furnish(ctx)
+		if said != "" {
+			o.Log.Warn("what machines boot was made", "said", said)
+		}
+		return err
+	}
 	return kvm.New(kvm.Config{
 		Init: Init, Guest: Guest, StdioSocket: stdio.Socket, Emulator: needs.Emulator, FileServer: needs.FileServer, Firmware: needs.Firmware,
 		Boot: boot, Emulate: m.Emulate, HugePages: machine.HasHugePages(), Memory: m.Memory, Overhead: m.Overhead, CPUs: m.CPUs, Disk: m.Disk, BootTime: m.BootSeconds,
-		SELinux: selinux, Lacks: needs.Check, Furnish: boot.Furnish,
+		SELinux: selinux, Lacks: needs.Check, Furnish: furnish,
 	})
 }
 

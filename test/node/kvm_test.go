@@ -196,12 +196,22 @@ func (e engine) liveKilled(t *testing.T, number int, start, run, stop time.Durat
 		t.Errorf("after a kill at %s it ended with %d, %s: %s", run, s.ExitCode, s.Reason, s.Message)
 	}
 	c.checkLines(t, writes)
+	if found := p.traces(t); !strings.Contains(found, "qemu-system") || !strings.Contains(found, "gantry-machine-") {
+		t.Errorf("before the stop there is only\n%s", found)
+	}
 	count(e.killed(t, stop, "stop", func(ctx context.Context) error { return e.end(ctx, p.id) }))
-	// The shell that looks must not find itself.
-	processes := sh(t, "pgrep -fa '["+p.id[:1]+"]"+p.id[1:]+"' || true")
-	rest := sh(t, "systemctl list-units --all --plain --no-legend 'gantry-*"+p.id+"*'; ls -d /var/lib/gantry/pods/"+p.id+" 2>/dev/null || true")
-	if out := strings.TrimSpace(processes + rest); out != "" {
-		t.Errorf("after a kill at %s there is\n%s", stop, out)
+	if found := p.traces(t); found != "" {
+		t.Errorf("after a kill at %s there is\n%s", stop, found)
 	}
 	return hits
+}
+
+// traces are the processes, units and files of a pod.
+func (p pod) traces(t *testing.T) string {
+	t.Helper()
+	// The shell that looks must not find itself. To find nothing is no failure.
+	processes := sh(t, "pgrep -fa '["+p.id[:1]+"]"+p.id[1:]+"' || test $? = 1")
+	units := sh(t, "systemctl list-units --all --plain --no-legend 'gantry-*"+p.id+"*'")
+	files := sh(t, "find /var/lib/gantry/pods /run/gantry/pods -maxdepth 1 -name "+p.id)
+	return strings.TrimSpace(processes + units + files)
 }

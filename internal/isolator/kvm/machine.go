@@ -111,7 +111,7 @@ func (k *KVM) server(in isolator.Sandbox) unit.Unit {
 func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
 	id := string(in.Pod.ID)
 	cid := machine.Address(id)
-	props := append(common(in, "Machine"), k.memoryMount()...)
+	props := append(common(in, "Machine"), k.memoryMount(s)...)
 	return unit.Unit{Name: unit.Machine(id), Properties: append(props,
 		unit.Property{Name: "After", Value: unit.Strings{unit.Pod(id), unit.FileServer(id)}},
 		unit.Property{Name: "BindsTo", Value: unit.Strings{unit.FileServer(id)}},
@@ -141,11 +141,12 @@ const hugePage = 2 << 20
 // a file system of the unit's own in the place of one that it has no use for.
 const memoryDir = "/dev/shm"
 
-func (k *KVM) memoryMount() []unit.Property {
+func (k *KVM) memoryMount(s size) []unit.Property {
 	if !k.cfg.HugePages {
 		return nil
 	}
-	return []unit.Property{{Name: "TemporaryFileSystem", Value: unit.Tmpfs{{Path: memoryDir, Options: "rw,nosuid,nodev,noexec,mode=0700,size=100%,huge=within_size"}}}}
+	options := fmt.Sprintf("rw,nosuid,nodev,noexec,mode=0700,huge=within_size,size=%dm", s.memory)
+	return []unit.Property{{Name: "TemporaryFileSystem", Value: unit.Tmpfs{{Path: memoryDir, Options: options}}}}
 }
 
 // memory is the machine's, which the file server sees too.
