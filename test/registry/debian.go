@@ -304,7 +304,15 @@ func agnhost(w *workshop) (descriptor, error) {
 		file("etc/passwd", 0o644, passwd()+"user-defined-in-image:x:1000:1000::/home:/bin/sh\n"),
 		file("etc/group", 0o644, group()+"user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n"),
 		symlink("bin/sh", "../usr/bin/bash"), symlink("bin/bash", "../usr/bin/bash"), symlink("usr/bin/nc", "nc.openbsd"))
-	top, err := w.addLayer(gzipped, append(tools, entries...)...)
+	served, err := w.make("pause:latest")
+	if err != nil {
+		return descriptor{}, err
+	}
+	files, err := w.inside("pause", "testing", served)
+	if err != nil {
+		return descriptor{}, err
+	}
+	top, err := w.addLayer(gzipped, slices.Concat(tools, entries, files)...)
 	if err != nil {
 		return descriptor{}, err
 	}
