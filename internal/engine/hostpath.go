@@ -40,8 +40,21 @@ type hostPaths struct {
 }
 
 // hostPath is what is asked for: a path and, if a mount of it is to be ID-mapped, the
-// user namespace that it is tried with.
-type hostPath struct{ path, userns string }
+// user namespace that it is tried with. Where there is nothing a directory is made, if
+// that is wanted.
+type hostPath struct {
+	path, userns string
+	make         bool
+}
+
+// arguments are those of the helper.
+func (p hostPath) arguments() []string {
+	args := []string{"host-path", p.path, p.userns}
+	if p.make {
+		args = append(args, "make")
+	}
+	return args
+}
 
 // foundPath is the absolute path without symbolic links, and why a mount of it cannot be
 // ID-mapped.
@@ -57,7 +70,7 @@ type hostPathQuestion struct {
 	err   error
 }
 
-// find looks up a path, which has to exist.
+// find looks up a path.
 func (h *hostPaths) find(ctx context.Context, path hostPath) (foundPath, error) {
 	if !filepath.IsAbs(path.path) {
 		return foundPath{}, fmt.Errorf("want an absolute path: %w", pod.ErrInvalid)
@@ -156,7 +169,7 @@ func (h *hostPaths) ask(ctx context.Context, path hostPath) (*hostPathQuestion, 
 func (h *hostPaths) run(ctx context.Context, path hostPath) (foundPath, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, h.helper, "host-path", path.path, path.userns)
+	cmd := exec.CommandContext(ctx, h.helper, path.arguments()...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

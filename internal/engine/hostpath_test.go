@@ -57,8 +57,12 @@ func TestHostPathOfTheHelper(t *testing.T) {
 		t.Errorf("got %v, %v", got, err)
 	}
 	h = hostPaths{helper: helperOf(t, `[ "$1 $2 $3" = "host-path /none/of/these /userns" ] && echo '{"path": "L2ZvdW5k", "noIDMap": 22}'`), limit: time.Minute}
-	if got, err := h.find(t.Context(), hostPath{"/none/of/these", "/userns"}); got != (foundPath{"/found", syscall.EINVAL}) || err != nil {
+	if got, err := h.find(t.Context(), hostPath{path: "/none/of/these", userns: "/userns"}); got != (foundPath{"/found", syscall.EINVAL}) || err != nil {
 		t.Errorf("got %v, %v", got, err)
+	}
+	h = hostPaths{helper: helperOf(t, `[ "$4" = make ] && echo '{"path": "L2ZvdW5k"}'`), limit: time.Minute}
+	if got, err := h.find(t.Context(), hostPath{path: "/none/of/these", make: true}); got != (foundPath{real: "/found"}) || err != nil {
+		t.Errorf("to be made: got %v, %v", got, err)
 	}
 	h = hostPaths{helper: helperOf(t, `echo '{"errno": 2}'`), limit: time.Minute}
 	_, err := h.find(t.Context(), none)

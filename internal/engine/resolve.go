@@ -204,7 +204,9 @@ func (e *Engine) resolveMounts(ctx context.Context, p *pod.Pod, mounts []pod.Mou
 }
 
 func (e *Engine) resolveHostPath(ctx context.Context, p *pod.Pod, m *pod.Mount) error {
-	path := hostPath{path: m.HostPath}
+	// What kubelet has not checked may not be there, and pods count on what other engines
+	// do then. Whoever types a path has mistyped it.
+	path := hostPath{path: m.HostPath, make: p.Owner == pod.OwnerCRI}
 	if len(m.UIDs) > 0 && p.Namespaces.User != nil {
 		path.userns = filepath.Join(e.runDir(p.ID), string(namespace.User))
 	}

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"syscall"
 
@@ -22,10 +24,14 @@ type HostPath struct {
 }
 
 // hostPath looks a path up in a process that may wait for a dead file system for ever.
-// With a user namespace it tries whether a mount of the path can be ID-mapped.
-func hostPath(path, userns string, out io.Writer) error {
+// With a user namespace it tries whether a mount of the path can be ID-mapped. If asked to
+// it makes a directory where there is nothing.
+func hostPath(path, userns string, make bool, out io.Writer) error {
 	var found HostPath
 	real, err := filepath.EvalSymlinks(path)
+	if make && errors.Is(err, fs.ErrNotExist) {
+		real, err = makeHostPath(path)
+	}
 	switch {
 	case err == nil:
 		found.Path = []byte(real)
@@ -36,6 +42,16 @@ func hostPath(path, userns string, out io.Writer) error {
 		found.Errno = syscall.ELOOP // too many links are counted, not tried
 	}
 	return json.NewEncoder(out).Encode(found)
+}
+
+func makeHostPath(path string) (string, error) {
+	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		return "", unix.ENOENT // what it leads to is somebody else's to make
+	}
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(path)
 }
 
 func noIDMap(path, userns string) syscall.Errno {

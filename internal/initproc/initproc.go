@@ -48,7 +48,9 @@ const Usage = `gantry-init is run by systemd, around the apps of Gantry:
   gantry-init exited-outside APP   the same, where that was killed
   gantry-init pod-down PODDIR   gives back a pod's network and namespaces
   gantry-init thaw CGROUP       lets the processes of a cgroup go on
-  gantry-init host-path PATH USERNS   prints what a path of the host names, and whether it can be ID-mapped
+  gantry-init host-path PATH USERNS [make]
+                                      prints what a path of the host names, and whether it can be ID-mapped;
+                                      makes a directory where there is nothing
   gantry-init hold              holds a PID namespace that a pod's apps share
 `
 
@@ -71,8 +73,8 @@ func Main(argv0 string, args []string) error {
 	if len(args) > 0 && args[0] == "exec" {
 		return execIn(args[1:])
 	}
-	if len(args) == 3 && args[0] == "host-path" {
-		return hostPath(args[1], args[2], os.Stdout)
+	if len(args) >= 3 && args[0] == "host-path" {
+		return hostPath(args[1], args[2], len(args) == 4 && args[3] == "make", os.Stdout)
 	}
 	if len(args) != 2 {
 		return errUsage

@@ -313,6 +313,9 @@ func TestFieldsOfMounts(t *testing.T) {
 		"file": {func(c *cri.ContainerConfig) {
 			c.Mounts = []*cri.Mount{{HostPath: dir + "/file", ContainerPath: "/etc/deep/down"}}
 		}, "cat /etc/deep/down", "text"},
+		"path-made": {func(c *cri.ContainerConfig) { // what kubelet does not check may not be there
+			c.Mounts = []*cri.Mount{{HostPath: dir + "/made/here", ContainerPath: "/vol"}}
+		}, "stat -c '%F %a' /vol && touch /vol/f && echo yes", "directory 755\nyes"},
 		"device": {func(c *cri.ContainerConfig) {
 			c.Devices = []*cri.Device{{HostPath: "/dev/null", ContainerPath: "/dev/mine", Permissions: "rw"}}
 		}, "echo a >/dev/mine && cat /dev/mine && echo yes", "yes"},
@@ -338,8 +341,8 @@ func TestFieldsOfMounts(t *testing.T) {
 	}
 	p.refused(t, map[string]func(*cri.ContainerConfig){
 		"recursive and writable": mount(&cri.Mount{RecursiveReadOnly: true}),
-		"own-a path that is not there": func(c *cri.ContainerConfig) {
-			c.Mounts = []*cri.Mount{{HostPath: "/no/such/path", ContainerPath: "/vol"}}
+		"a path below a file": func(c *cri.ContainerConfig) {
+			c.Mounts = []*cri.Mount{{HostPath: dir + "/file/below", ContainerPath: "/vol"}}
 		},
 	})
 	p.refusesMountsOfItsOwn(t)
