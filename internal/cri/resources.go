@@ -71,6 +71,23 @@ func Resources(field string, r *runtimeapi.LinuxContainerResources) (pod.Resourc
 	return out, nil
 }
 
+// oomGroup is the cgroup file that has all of a container's processes killed for memory
+// together.
+const oomGroup = "memory.oom.group"
+
+// ContainerResources takes the limits of a container that is to be made. A kubelet that
+// wants its processes killed one by one (singleProcessOOMKill) says nothing of that.
+func ContainerResources(field string, r *runtimeapi.LinuxContainerResources) (pod.Resources, error) {
+	out, err := Resources(field, r)
+	if _, said := out.Unified[oomGroup]; err == nil && !said {
+		if out.Unified == nil {
+			out.Unified = map[string]string{}
+		}
+		out.Unified[oomGroup] = "0"
+	}
+	return out, err
+}
+
 // within takes 0 for "not set" and -1 for "no limit".
 func within(field string, v, low, high int64) error {
 	if v != 0 && v != -1 && (v < low || v > high) {

@@ -89,7 +89,7 @@ func appSpec(c *runtimeapi.ContainerConfig, p *pod.Pod) (engine.AppSpec, error) 
 			return err
 		},
 		func() (err error) {
-			spec.Resources, err = cri.Resources("config.linux.resources", c.GetLinux().GetResources())
+			spec.Resources, err = cri.ContainerResources("config.linux.resources", c.GetLinux().GetResources())
 			return err
 		},
 		func() (err error) {

@@ -272,6 +272,7 @@ func TestFieldsOfResources(t *testing.T) {
 		"unified": {limits(&cri.LinuxContainerResources{Unified: map[string]string{
 			"memory.low": "1048576", "memory.min": "524288", "memory.high": "33554432", "memory.oom.group": "1", "pids.max": "77",
 		}}), show("memory.low", "memory.min", "memory.high", "memory.oom.group", "pids.max"), "1048576\n524288\n33554432\n1\n77"},
+		"oom-group":     {limits(&cri.LinuxContainerResources{}), show("memory.oom.group"), "0"},
 		"own-hugepages": {limits(&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}}), show("hugetlb.2MB.max"), "4194304"},
 	})
 	p.refused(t, map[string]func(*cri.ContainerConfig){

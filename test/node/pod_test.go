@@ -99,6 +99,12 @@ func TestOutOfMemory(t *testing.T) {
 	if s := c.wait(t, 30*time.Second); s.Reason != "OOMKilled" || s.ExitCode != 137 {
 		t.Errorf("exit code %d, reason %q; want 137, OOMKilled", s.ExitCode, s.Reason)
 	}
+	// Unless they are to go together, one process is killed, and the others see it.
+	alone := containerConfig("alone", "(x=x; while :; do x=$x$x; done) & wait $!; exit $(($? - 100))")
+	alone.Linux.Resources.MemoryLimitInBytes, alone.Linux.Resources.MemorySwapLimitInBytes = 32<<20, 32<<20
+	if s := p.create(t, alone).start(t).wait(t, 30*time.Second); s.ExitCode != 37 {
+		t.Errorf("exit code %d, reason %q; want 37 of what lives on", s.ExitCode, s.Reason)
+	}
 }
 
 func TestStopGrace(t *testing.T) {
