@@ -138,7 +138,7 @@ func bareBoot(ctx context.Context, kernel, initrd string) (took time.Duration, e
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", "q35,accel=kvm", "-cpu", "host", "-smp", "1", "-m", machineMemory+"M",
-		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on", "-serial", "stdio")
+		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on", "-serial", "stdio")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return 0, err

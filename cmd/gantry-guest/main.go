@@ -22,9 +22,9 @@ const usage = `gantry-guest is run by systemd, around virtual machines of Gantry
 
   gantry-guest files PODDIR SERVER ARGUMENT...   makes what the machine needs, and becomes its file server
   gantry-guest compose              makes what machines boot, as the JSON on its input says
-  gantry-guest await PODDIR SECONDS   waits until the machine's agent answers
+  gantry-guest await PODDIR SECONDS   waits until the machine's agent answers, and connects the pod's network
   gantry-guest down PODDIR STAGE   notes why a program of the machine's has ended
-  gantry-guest release PODDIR      takes off the host what the machine shared
+  gantry-guest release RUNDIR      takes off the host what the machine shared
   gantry-guest app APPDIR          runs an app in the machine, and stands for it
   gantry-guest ended APPDIR RESULT ends the app that such a process stood for, unless another will
   gantry-guest machine-ended PODDIR UNIT   records how the machine ended

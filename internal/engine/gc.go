@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"gantry/internal/disk"
@@ -212,7 +213,7 @@ func (g *gc) knownApp(id pod.ID) bool {
 }
 
 func (g *gc) orphanUnits(ctx context.Context) error {
-	units, err := g.e.cfg.Systemd.Units(ctx, "gantry-app-*", "gantry-pod-*", "gantry-holder-*")
+	units, err := g.e.cfg.Systemd.Units(ctx, "gantry-app-*", "gantry-pod-*", "gantry-holder-*", "gantry-machine-*", "gantry-files-*", "gantry-*.slice")
 	if err != nil {
 		return err
 	}
@@ -243,13 +244,11 @@ func (g *gc) orphan(u systemd.State) bool {
 	if id, ok := unit.AppID(u.Name); ok {
 		return !g.knownApp(pod.ID(id))
 	}
-	if id, ok := unit.PodID(u.Name); ok {
-		return !g.known(pod.ID(id))
+	id, ok := unit.PodOf(u.Name)
+	if _, err := pod.ParseID(id); !ok || err != nil || g.known(pod.ID(id)) {
+		return false
 	}
-	if id, ok := unit.HolderID(u.Name); ok {
-		return !g.known(pod.ID(id))
-	}
-	return false
+	return u.Running() || !strings.HasSuffix(u.Name, ".slice") // systemd knows slices that are none
 }
 
 func (g *gc) orphanNamespaces(context.Context) error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"gantry/internal/isolator"
@@ -37,6 +38,7 @@ func (b belated) LateUnits(id pod.ID) []string { return []string{unit.Machine(st
 func (b belated) LateErrors(d isolator.Dirs) []string {
 	return []string{filepath.Join(d.Pod, "none"), filepath.Join(d.Pod, "why")}
 }
+func (b belated) Networked(isolator.Dirs) error           { return nil }
 func (b belated) Furnish(context.Context) error           { return b.lacks }
 func (b belated) Cleanup(context.Context, *pod.Pod) error { return nil }
 
@@ -73,13 +75,58 @@ func TestLateUnitThatFails(t *testing.T) {
 		t.Cleanup(func() { pid1.Close() })
 		cfg.Systemd = pid1
 		_, err := late(t, cfg, nil).CreatePod(t.Context(), hostPod("late"))
-		if !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "create pod: late units: ") || !strings.Contains(err.Error(), says) {
+		if !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "create pod: late units are up: ") || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v", name, err)
 		}
 		left, err := os.ReadDir(filepath.Join(cfg.Root, "pods"))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) || len(left) > 0 {
 			t.Errorf("%q: left %v, %v", name, left, err)
 		}
+	}
+}
+
+// TestLateUnitThatWaits: it may wait for what does not come. It is stopped then, and nobody
+// waits for it.
+func TestLateUnitThatWaits(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true, nil)
+	cfg := b.cfg
+	begun := make(chan struct{})
+	var ended atomic.Bool
+	pid1 := systemdtest.New(func(ctx context.Context, p systemdtest.Process) systemdtest.Exit {
+		if p.Args[0] == "/machine" {
+			close(begun)
+			select {
+			case <-p.Signals:
+			case <-ctx.Done():
+			}
+			ended.Store(true)
+		}
+		return systemdtest.Exit{}
+	})
+	t.Cleanup(func() { pid1.Close() })
+	cfg.Systemd = pid1
+	e := late(t, cfg, nil)
+	p := hostPod("late")
+	p.ID, p.Isolator = pod.NewID(), "late"
+	p.Slice = unit.PodSlice(string(p.ID))
+	plan, err := e.iso["late"].Sandbox(isolator.Sandbox{Pod: &p, Dir: e.dirs(p.ID, "")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &making{e: e, p: &p, plan: plan, up: func() error { return nil }}
+	if err := m.stopLate(t.Context()); err != nil {
+		t.Errorf("stop what was not begun: %v", err)
+	}
+	if err := m.beginLate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	if err := m.stopLate(t.Context()); err != nil || !ended.Load() {
+		t.Errorf("stop: %v, it has ended: %t", err, ended.Load())
+	}
+	if err := m.late.up(); !errors.Is(err, context.Canceled) {
+		t.Errorf("the start: %v", err)
 	}
 }
 

@@ -11,11 +11,10 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"gantry/internal/disk"
 	"gantry/internal/isolator"
 	"gantry/internal/namespace"
+	"gantry/internal/network"
 	"gantry/internal/pod"
 	"gantry/internal/podstore/writer"
 	"gantry/internal/systemd"
@@ -201,10 +200,14 @@ type making struct {
 	plan isolator.Plan
 	lock *disk.Lock
 	up   func() error // waits for the start of the unit, once that was begun
+	late *lateStart   // of a pod that has late units, once that was begun
+	net  network.Result
 }
 
 // operation: systemd starts the unit, and the holder in the pod's user namespace,
-// while the plugins make the network; neither needs the other.
+// while the plugins make the network; neither needs the other. Nor do late units, until
+// they are told. A pod that has some is ready when they are up: its network is recorded
+// then.
 func (m *making) operation() operation {
 	steps := []step{
 		{"record", m.record, m.unrecord},
@@ -213,69 +216,18 @@ func (m *making) operation() operation {
 		// ready when its unit is active: nothing of it may be missing then.
 		{"unit", m.beginUnit, m.stopUnit},
 	}
+	up := step{"unit is up", func(context.Context) error { return m.up() }, nil}
+	var net, recorded []step
 	if !m.p.HostNetwork() {
-		steps = append(steps, step{"network", m.addNetwork, m.delNetwork})
+		net = []step{{"network", m.addNetwork, m.delNetwork}}
+		recorded = []step{{"network record", m.recordNetwork, nil}}
 	}
-	steps = append(steps, step{"unit is up", func(context.Context) error { return m.up() }, nil})
-	if len(m.plan.Late) > 0 {
-		steps = append(steps, step{"late units", m.startLate, m.stopLate})
+	if len(m.plan.Late) == 0 {
+		return operation{"create pod", slices.Concat(steps, net, recorded, []step{up})}
 	}
-	return operation{"create pod", steps}
-}
-
-// startLate starts what needs the pod's network. It stops with the pod's unit.
-func (m *making) startLate(ctx context.Context) error {
-	iso, ok := m.e.iso[m.p.Isolator].(lateIsolator)
-	if ok {
-		if err := iso.Furnish(ctx); err != nil {
-			return err
-		}
-	}
-	last := len(m.plan.Late) - 1
-	err := m.e.cfg.Systemd.Launch(ctx, m.plan.Late[last], m.plan.Late[:last]...)
-	var job *systemd.JobError
-	if !errors.As(err, &job) {
-		return err
-	}
-	if ok {
-		// What they say at their end may be all that they say. The undoing stops them again.
-		_ = m.stopLate(ctx)
-		for _, file := range iso.LateErrors(m.e.dirs(m.p.ID, "")) {
-			if why, readErr := os.ReadFile(file); readErr == nil {
-				return fmt.Errorf("%s: %w", why, pod.ErrUnavailable)
-			}
-		}
-	}
-	return fmt.Errorf("%w: %w", pod.ErrUnavailable, err)
-}
-
-func (m *making) stopLate(ctx context.Context) error {
-	var names []string
-	for _, u := range m.plan.Late {
-		names = append(names, u.Name)
-	}
-	slices.Reverse(names)
-	return m.e.stopUnits(ctx, names)
-}
-
-// lateIsolator is one whose pods have late units.
-type lateIsolator interface {
-	// LateUnits are the names of those that a pod has, the last one first.
-	LateUnits(id pod.ID) []string
-	// LateErrors are files in which they say why they did not come up: the first that is
-	// there counts.
-	LateErrors(d isolator.Dirs) []string
-	// Furnish makes what the late units of all pods need, unless it is there. That is the
-	// node's, so no pod's limits are to hold it up.
-	Furnish(ctx context.Context) error
-}
-
-// lateUnits are those of a pod that there is, the last one first.
-func (e *Engine) lateUnits(p *pod.Pod) []string {
-	if iso, ok := e.iso[p.Isolator].(lateIsolator); ok {
-		return iso.LateUnits(p.ID)
-	}
-	return nil
+	begin := step{"late units", m.beginLate, m.stopLate}
+	late := step{"late units are up", m.awaitLate, m.stopLate}
+	return operation{"create pod", slices.Concat(steps, []step{begin}, net, []step{up, late}, recorded)}
 }
 
 func (e *Engine) stopUnits(ctx context.Context, names []string) error {
@@ -296,8 +248,8 @@ func (m *making) record(context.Context) error {
 	return err
 }
 
-func (m *making) unrecord(context.Context) error {
-	err := m.e.store.RemovePod(m.p.ID)
+func (m *making) unrecord(ctx context.Context) error {
+	err := m.e.forgetPod(ctx, m.p)
 	if m.lock != nil {
 		err = errors.Join(err, m.lock.Unlock())
 	}
@@ -374,12 +326,27 @@ func (m *making) removeNamespaces(context.Context) error {
 	return namespace.Remove(m.e.runDir(m.p.ID))
 }
 
-func (m *making) addNetwork(ctx context.Context) error {
-	res, err := m.e.cfg.Network.Add(ctx, m.e.down.attachment(m.p, m.lock))
-	if err != nil {
+func (m *making) addNetwork(ctx context.Context) (err error) {
+	m.net, err = m.e.cfg.Network.Add(ctx, m.e.down.attachment(m.p, m.lock))
+	if m.late == nil {
 		return err
 	}
-	public, private := res.Split()
+	if err != nil {
+		// When a late unit fails the pod's unit goes, and its network namespace: plugins that
+		// still work in it complain of that.
+		if why := m.late.failed(); why != nil {
+			return also(fmt.Errorf("late units, meanwhile: %w", why), err)
+		}
+		return err
+	}
+	// It is recorded for good when the late units are up. Until then whoever stops the
+	// pod's unit has to know that there is something to give back.
+	_, private := m.net.Split()
+	return m.e.store.WriteAttachment(m.p.ID, private)
+}
+
+func (m *making) recordNetwork(context.Context) error {
+	public, private := m.net.Split()
 	return m.e.store.WriteNetwork(m.p.ID, public, private)
 }
 
@@ -390,140 +357,6 @@ func (m *making) delNetwork(ctx context.Context) error {
 		return nil
 	}
 	return m.e.down.delNetwork(ctx, m.p, m.lock)
-}
-
-// StopPod ends a pod's apps, at once, and gives back its network and namespaces.
-// Its records stay. It is idempotent, and works when any part is gone already.
-func (e *Engine) StopPod(ctx context.Context, id pod.ID) error {
-	_, err := e.joins.do(ctx, "stop pod "+string(id), func(ctx context.Context) (pod.ID, error) {
-		ctx, cancel := context.WithTimeout(ctx, opTime)
-		defer cancel()
-		return id, e.stopPod(ctx, id)
-	})
-	return err
-}
-
-func (e *Engine) stopPod(ctx context.Context, id pod.ID) error {
-	s, err := e.Pod(id)
-	if errors.Is(err, pod.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	// Once they are killed nothing of the apps uses the network: it is given back
-	// while their ends are recorded.
-	if err := e.killApps(ctx, s); err != nil {
-		return err
-	}
-	ended := e.begin("stop the apps of a pod", func() error { return e.stopApps(ctx, s) })
-	lock, err := e.lockPod(ctx, id)
-	if err != nil {
-		return errors.Join(ignore(err, pod.ErrNotFound), ended())
-	}
-	if err = e.endStarts(ctx, s); err == nil {
-		err = e.run(ctx, e.podStop(s.Pod, lock, ended))
-	}
-	return also(err, ignoreSame(ended(), err), e.reloadPodAsIs(ctx, id), lock.Unlock())
-}
-
-// ignoreSame drops an error that another one tells of already.
-func ignoreSame(err, told error) error {
-	if err != nil && errors.Is(told, err) {
-		return nil
-	}
-	return err
-}
-
-func (e *Engine) killApps(ctx context.Context, s pod.PodStatus) error {
-	var g errgroup.Group
-	for _, a := range s.Apps {
-		if a.Phase == pod.Running || a.Phase == pod.Unknown {
-			g.Go(func() error {
-				err := noPanic(e.log, "kill an app", func() error { return e.kill(ctx, a) })
-				if err != nil {
-					return fmt.Errorf("kill app %s: %w", a.ID, err)
-				}
-				return nil
-			})
-		}
-	}
-	return g.Wait()
-}
-
-func (e *Engine) stopApps(ctx context.Context, s pod.PodStatus) error {
-	var g errgroup.Group
-	for _, a := range s.Apps {
-		if a.Phase == pod.Running || a.Phase == pod.Unknown {
-			g.Go(func() error {
-				return noPanic(e.log, "stop an app", func() error { return e.StopApp(ctx, a.ID, 0) })
-			})
-		}
-	}
-	return g.Wait()
-}
-
-// podStop undoes what CreatePod did, in reverse order, by steps that have no
-// undo: a failed one is tried again by the next call. ended waits for the ends of
-// the pod's apps.
-func (e *Engine) podStop(p *pod.Pod, lock *disk.Lock, ended func() error) operation {
-	network := step{name: "network", do: func(ctx context.Context) error { return e.down.delNetwork(ctx, p, lock) }}
-	apps := step{name: "apps", do: func(context.Context) error { return ended() }}
-	namespaces := step{name: "namespaces", do: func(context.Context) error { return namespace.Remove(e.runDir(p.ID)) }}
-	unit := step{name: "unit", do: func(ctx context.Context) error { return e.stopPodUnit(ctx, p) }}
-	steps := []step{network, apps, namespaces, unit}
-	if late := e.lateUnits(p); len(late) > 0 { // they use the network and the namespaces
-		steps = []step{apps, {name: "late units", do: func(ctx context.Context) error { return e.stopUnits(ctx, late) }}, network, namespaces, unit}
-	}
-	if p.HostNetwork() { // its unit alone makes it ready
-		steps = []step{network, apps, unit, namespaces}
-	}
-	return operation{"stop pod", steps}
-}
-
-// noApps is for a pod none of whose apps runs.
-func noApps() error { return nil }
-
-// RemovePod stops a pod and forgets it, with all its apps. It is idempotent.
-func (e *Engine) RemovePod(ctx context.Context, id pod.ID) error {
-	if err := e.StopPod(ctx, id); err != nil {
-		return err
-	}
-	s, err := e.Pod(id)
-	if errors.Is(err, pod.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, a := range s.Apps {
-		if err := e.RemoveApp(ctx, a.ID); err != nil {
-			return err
-		}
-	}
-	lock, err := e.lockPod(ctx, id)
-	if errors.Is(err, pod.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	err = e.run(ctx, e.podRemoval(s.Pod))
-	return also(err, e.reloadPodAsIs(ctx, id), lock.Unlock())
-}
-
-// podRemoval forgets a pod that is stopped and has no apps any more.
-func (e *Engine) podRemoval(p *pod.Pod) operation {
-	return operation{"remove pod", []step{
-		{name: "isolator", do: func(ctx context.Context) error {
-			iso, ok := e.iso[p.Isolator]
-			if !ok {
-				return nil // it is not on this node any more, and neither is what it made
-			}
-			return iso.Cleanup(ctx, p)
-		}},
-		{name: "record", do: func(context.Context) error { return e.store.RemovePod(p.ID) }},
-	}}
 }
 
 // staleAfter is how long a lock is waited for before we look whether the plugin of

@@ -10,7 +10,9 @@ import (
 	"syscall"
 	"time"
 
+	"gantry/internal/isolator"
 	"gantry/internal/pod"
+	"gantry/internal/unit"
 )
 
 // step is one thing an operation does, and how it is undone. Both must be
@@ -34,7 +36,7 @@ type operation struct {
 func operations() []operation {
 	e, p, a := &Engine{}, &pod.Pod{}, &pod.App{}
 	return []operation{
-		(&making{e: e, p: p}).operation(),
+		(&making{e: e, p: p, plan: isolator.Plan{Late: make([]unit.Unit, 1)}}).operation(),
 		e.appCreation(a, pod.Secret{}),
 		(&starting{e: e}).operation(),
 		e.update(pod.AppStatus{}, pod.Resources{}, nil),

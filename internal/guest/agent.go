@@ -71,6 +71,18 @@ func (a *Agent) Info(context.Context, *guestpb.InfoRequest) (*guestpb.InfoRespon
 	return &guestpb.InfoResponse{BootId: strings.TrimSpace(string(boot)), Kernel: unix.ByteSliceToString(uts.Release[:]), Version: a.Version}, nil
 }
 
+// Connect gives the machine the pod's network.
+func (a *Agent) Connect(_ context.Context, r *guestpb.ConnectRequest) (*guestpb.ConnectResponse, error) {
+	var c Connection
+	if err := json.Unmarshal(r.Connection, &c); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "read the connection: %v", err)
+	}
+	if err := errors.Join(c.apply(), expedite(false)); err != nil {
+		return nil, status.Error(codes.Aborted, err.Error())
+	}
+	return &guestpb.ConnectResponse{}, nil
+}
+
 // Run starts an app, once.
 func (a *Agent) Run(_ context.Context, r *guestpb.RunRequest) (*guestpb.RunResponse, error) {
 	if err := named(r.App); err != nil {

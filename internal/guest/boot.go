@@ -43,6 +43,13 @@ func boot() error {
 	if err != nil {
 		return fmt.Errorf("read what the machine is to be: %w", err)
 	}
+	if err := seed(m.Seed); err != nil {
+		return fmt.Errorf("seed the random numbers: %w", err)
+	}
+	// Nobody is to read later what this machine's keys come from.
+	if err := os.Remove(filepath.Join(Share, MachineFile)); err != nil {
+		return err
+	}
 	if err := mountScratch(); err != nil {
 		return fmt.Errorf("mount the writable disk: %w", err)
 	}
@@ -67,10 +74,10 @@ func open() error {
 			return fmt.Errorf("make the root read-only: %w", err)
 		}
 	}
-	return expedite(false)
+	return nil
 }
 
-// expedite has the kernel wait no longer than it must for readers of what is to change
+// expedite, until the machine has its network, has the kernel wait no longer than it must for readers of what is to change
 // (RCU), as it does itself until it starts the first process.
 func expedite(on bool) error {
 	value := "0"
@@ -206,15 +213,6 @@ func (m Machine) apply() error {
 	}
 	if err := mountAll([]place{{"tmpfs", Shm, unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, size}}); err != nil {
 		return err
-	}
-	if err := m.Network.apply(); err != nil {
-		return fmt.Errorf("set up the network: %w", err)
-	}
-	for name, value := range m.Sysctls {
-		path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
-		if err := writeFile(path, value); err != nil {
-			return fmt.Errorf("sysctl %s: %w", name, err)
-		}
 	}
 	return nil
 }

@@ -9,6 +9,7 @@
 // of the host. What an app says and how it ended is kept until the host has it.
 //
 //	boot.go      what the first process does before there is an app
+//	random.go    its random numbers
 //	network.go   the machine's interface
 //	agent.go     the calls; exec.go and limits.go, those of execs, limits and statistics
 //	forward.go   connections from the host to the machine's loopback
@@ -41,10 +42,18 @@ const (
 
 // Machine is what a machine is to be: the content of MachineFile.
 type Machine struct {
-	Hostname string            `json:"hostname,omitempty"`
-	Sysctls  map[string]string `json:"sysctls,omitempty"`
-	Network  *Interface        `json:"network,omitempty"`
-	ShmBytes int64             `json:"shmBytes,omitempty"`
+	Hostname string `json:"hostname,omitempty"`
+	ShmBytes int64  `json:"shmBytes,omitempty"`
+	// Seed has random bytes of the host's, new for each boot.
+	Seed []byte `json:"seed,omitempty"`
+}
+
+// Connection is what the machine is told when the pod has its network, which is made while
+// it boots.
+type Connection struct {
+	Network *Interface `json:"network,omitempty"`
+	// Sysctls may be of that interface.
+	Sysctls map[string]string `json:"sysctls,omitempty"`
 }
 
 // Interface is the machine's network: the addresses and routes that CNI gave the pod.

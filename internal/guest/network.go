@@ -4,14 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// apply gives the machine its addresses and routes. They were checked where CNI gave
-// them: nothing is tried again here.
-func (i *Interface) apply() error {
+// apply makes the machine's network the pod's.
+func (c Connection) apply() error {
 	loopback, err := netlink.LinkByName("lo")
 	if err == nil {
 		err = netlink.LinkSetUp(loopback)
@@ -19,9 +20,23 @@ func (i *Interface) apply() error {
 	if err != nil {
 		return fmt.Errorf("loopback: %w", err)
 	}
-	if i == nil {
-		return nil
+	if c.Network != nil {
+		if err := c.Network.apply(); err != nil {
+			return err
+		}
 	}
+	for name, value := range c.Sysctls {
+		path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+		if err := writeFile(path, value); err != nil {
+			return fmt.Errorf("sysctl %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// apply gives the machine its addresses and routes. They were checked where CNI gave
+// them: nothing is tried again here.
+func (i *Interface) apply() error {
 	link, err := i.find()
 	if err != nil {
 		return err

@@ -18,7 +18,8 @@ const Teardown = "/usr/bin/gantry"
 // When the engine has done both already, it finds nothing to do.
 func podDown(dir string) error {
 	id := filepath.Base(dir)
-	if disk.Exists(filepath.Join(dir, "network.json")) {
+	// The latter alone is of a pod that is being made.
+	if disk.Exists(filepath.Join(dir, "network.json")) || disk.Exists(filepath.Join(dir, "attachment.json")) {
 		cmd := exec.Command(Teardown, "internal", "network-down", id)
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 		if err := cmd.Run(); err != nil {

@@ -89,8 +89,11 @@ func (b Boot) ensure(ctx context.Context) error {
 // is made: a machine may be about to read it. Nothing takes as long to make.
 const unused = time.Hour
 
+// newFile is the beginning of the name of what is being made.
+const newFile = ".new-"
+
 // sweep takes away what was made of kernels and agents that are gone, and what was never
-// finished.
+// finished: whoever makes something has the lock.
 func sweep(dir string, before time.Time) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -101,7 +104,7 @@ func sweep(dir string, before time.Time) error {
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		if err == nil && info.Mode().IsRegular() && info.ModTime().Before(before) {
+		if err == nil && info.Mode().IsRegular() && (info.ModTime().Before(before) || strings.HasPrefix(e.Name(), newFile)) {
 			err = os.Remove(filepath.Join(dir, e.Name()))
 		}
 		if err != nil {
@@ -113,7 +116,7 @@ func sweep(dir string, before time.Time) error {
 
 // replace makes a file whole or not at all.
 func replace(path string, write func(*os.File) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	f, err := os.CreateTemp(filepath.Dir(path), newFile)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -78,17 +79,60 @@ func NewClient(conn net.Conn) *Client {
 // Close ends the connection.
 func (c *Client) Close() error { return c.ttrpc.Close() }
 
-// Await waits until the agent of a pod's machine answers: it boots meanwhile. pid is the
-// emulator's process.
+// Await waits until the agent of a pod's machine answers, and gives it the pod's network
+// when that is there: the machine boots while that is made. pid is the emulator's process.
 func Await(ctx context.Context, podDir string, pid int, patience time.Duration) (*guestpb.InfoResponse, error) {
 	var plan Plan
 	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err != nil {
 		return nil, fmt.Errorf("%s: read plan: %w", StageBoot, err)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("its agent does not answer within %s (kvm.boot-time)", patience))
-	defer cancel()
 	ctx, stop := whileRuns(ctx, pid)
 	defer stop()
+	info, err := answer(ctx, plan, patience)
+	if err != nil {
+		return nil, err
+	}
+	if err := networked(ctx, podDir); err != nil {
+		return nil, fmt.Errorf("%s: wait for the network: %w", StageBoot, err)
+	}
+	if err := plan.connect(ctx); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = fmt.Errorf("%w (%w)", cause, err)
+		}
+		return nil, fmt.Errorf("%s: connect the network: %w", StageBoot, err)
+	}
+	return info, nil
+}
+
+// connect makes the pod's network the machine's.
+func (p Plan) connect(ctx context.Context) error {
+	told := guest.Connection{Sysctls: p.Sysctls}
+	err := inNetwork(p.Run, func() (err error) {
+		told.Network, err = connect()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(told)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, dialTime, fmt.Errorf("its agent does not answer within %s", dialTime))
+	defer cancel()
+	c, err := dial(ctx, p.CID)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Connect(ctx, &guestpb.ConnectRequest{Connection: data})
+	return err
+}
+
+// answer waits until the agent answers.
+func answer(ctx context.Context, plan Plan, patience time.Duration) (*guestpb.InfoResponse, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("its agent does not answer within %s (kvm.boot-time)", patience))
+	defer cancel()
 	const often = 20 * time.Millisecond
 	tick := time.NewTicker(often)
 	defer tick.Stop()

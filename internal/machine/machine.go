@@ -36,6 +36,8 @@ const (
 // Plan is what is known of a machine before the pod has a network.
 type Plan struct {
 	Machine guest.Machine `json:"machine"`
+	// Sysctls are the machine's, once it has the network.
+	Sysctls map[string]string `json:"sysctls,omitempty"`
 	// CID is the machine's address on vsock.
 	CID uint32 `json:"cid"`
 	// Run is the pod's run directory.

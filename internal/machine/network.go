@@ -1,15 +1,19 @@
 package machine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"gantry/internal/disk"
 	"gantry/internal/guest"
 )
 
@@ -20,42 +24,80 @@ const (
 	Tap = "tap0"
 )
 
-// connectIn does it in a network namespace. The thread that enters it is left behind.
-func connectIn(ns string) (i *guest.Interface, err error) {
+// networkFile, below the pod's directory, is there when the pod has its network.
+const networkFile = "network-up"
+
+// Networked tells whoever waits for a machine that its pod has its network.
+func Networked(podDir string) error {
+	return os.WriteFile(filepath.Join(podDir, networkFile), nil, 0o600)
+}
+
+// networked waits for that.
+func networked(ctx context.Context, podDir string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, NetworkTime, fmt.Errorf("it is not there within %s", NetworkTime))
+	defer cancel()
+	const often = 10 * time.Millisecond
+	tick := time.NewTicker(often)
+	defer tick.Stop()
+	for !disk.Exists(filepath.Join(podDir, networkFile)) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// NetworkTime is how long a machine waits for its pod's network: longer than the engine works
+// at a pod (its opTime).
+const NetworkTime = 5 * time.Minute
+
+// inNetwork does something in the network namespace of a pod. The thread that enters it is
+// left behind.
+func inNetwork(run string, do func() error) (err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
-		f, openErr := os.Open(ns)
+		f, openErr := os.Open(filepath.Join(run, "net"))
 		if openErr != nil {
 			err = openErr
 			return
 		}
 		defer f.Close()
 		if err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err == nil {
-			i, err = connect()
+			err = do()
 		}
 	}()
 	<-done
-	return i, err
+	return err
 }
 
-// connect makes the tap in the network namespace that it is called in, and sends all that
-// comes on one interface out of the other: the machine has the pod's addresses, and CNI
-// need not know of it. It returns what the machine's interface is to be.
+// makeTap makes the end of the machine's network, which leads nowhere yet.
+func makeTap() error {
+	tap := &netlink.Tuntap{
+		LinkAttrs: netlink.LinkAttrs{Name: Tap},
+		Mode:      netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_VNET_HDR | netlink.TUNTAP_NO_PI,
+	}
+	if err := netlink.LinkAdd(tap); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make %s: %w", Tap, err)
+	}
+	return nil
+}
+
+// connect sends all that comes on the tap out of the pod's interface, and the other way
+// round, in the network namespace that it is called in: the machine has the pod's
+// addresses, and CNI need not know of it. It returns what the machine's interface is to be.
 func connect() (*guest.Interface, error) {
 	pod, err := netlink.LinkByName(podInterface)
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", podInterface, err)
 	}
-	tap := &netlink.Tuntap{
-		LinkAttrs: netlink.LinkAttrs{Name: Tap, MTU: pod.Attrs().MTU},
-		Mode:      netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_VNET_HDR | netlink.TUNTAP_NO_PI,
-	}
-	if err := netlink.LinkAdd(tap); err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, fmt.Errorf("make %s: %w", Tap, err)
-	}
 	link, err := netlink.LinkByName(Tap)
+	if err == nil {
+		err = netlink.LinkSetMTU(link, pod.Attrs().MTU)
+	}
 	if err == nil {
 		err = netlink.LinkSetUp(link)
 	}
@@ -91,7 +133,8 @@ func interfaceOf(link netlink.Link) (*guest.Interface, error) {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addresses {
-		if !a.IP.IsLinkLocalUnicast() { // the machine's kernel makes its own
+		// The machine's kernel makes its own, and those that a router announces.
+		if !a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_PERMANENT != 0 {
 			out.Addresses = append(out.Addresses, a.IPNet.String())
 		}
 	}
@@ -100,8 +143,8 @@ func interfaceOf(link netlink.Link) (*guest.Interface, error) {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		if r.Dst != nil && r.Dst.IP.IsLinkLocalUnicast() || r.Protocol == unix.RTPROT_KERNEL {
-			continue // it comes with an address
+		if r.Dst != nil && r.Dst.IP.IsLinkLocalUnicast() || r.Protocol == unix.RTPROT_KERNEL || r.Protocol == unix.RTPROT_RA {
+			continue // it comes with an address, or from a router
 		}
 		out.Routes = append(out.Routes, route(r))
 	}

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,8 +18,8 @@ import (
 	"gantry/internal/pod"
 )
 
-// prepare makes what a machine needs before it boots. It is called when the pod has its
-// network, and may be called again.
+// prepare makes what a machine needs before it boots. The pod's network is being made
+// meanwhile. It may be called again.
 func prepare(ctx context.Context, podDir string) error {
 	var plan Plan
 	err := readJSON(filepath.Join(podDir, PlanFile), &plan)
@@ -33,7 +34,7 @@ func prepare(ctx context.Context, podDir string) error {
 	if err := plan.Boot.ensure(ctx); err != nil {
 		return fmt.Errorf("prepare machine: what it boots: %w", err)
 	}
-	if plan.Machine.Network, err = connectIn(filepath.Join(plan.Run, "net")); err != nil {
+	if err := inNetwork(plan.Run, makeTap); err != nil {
 		return fmt.Errorf("prepare machine: network: %w", err)
 	}
 	if err := share(filepath.Join(plan.Run, ShareDir), plan.Machine); err != nil {
@@ -44,6 +45,9 @@ func prepare(ctx context.Context, podDir string) error {
 	}
 	return nil
 }
+
+// seedBytes is as much as the kernel's generator of random numbers holds.
+const seedBytes = 64
 
 // share makes the directory that the machine sees. What is mounted in it later comes
 // through to whoever has it already.
@@ -63,6 +67,8 @@ func share(dir string, m guest.Machine) error {
 	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
 		return fmt.Errorf("share mounts: %w", err)
 	}
+	m.Seed = make([]byte, seedBytes)
+	rand.Read(m.Seed)
 	data, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -106,13 +112,10 @@ func makeDisk(ctx context.Context, path string, size int64) error {
 	return os.Rename(tmp, path)
 }
 
-// Release takes the share off the host.
-func Release(podDir string) error {
-	var plan Plan
-	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err != nil {
-		return fmt.Errorf("release machine: read plan: %w", err)
-	}
-	dir := filepath.Join(plan.Run, ShareDir)
+// Release takes the share of a pod off the host, by its run directory: its records may be
+// gone.
+func Release(run string) error {
+	dir := filepath.Join(run, ShareDir)
 	for {
 		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
@@ -123,7 +126,7 @@ func Release(podDir string) error {
 		}
 	}
 	// The socket stays; the file with its number is of file servers that made their own.
-	socket := filepath.Join(plan.Run, SocketFile)
+	socket := filepath.Join(run, SocketFile)
 	for _, path := range []string{dir, socket, socket + ".pid"} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("release machine: %w", err)

@@ -29,7 +29,7 @@ type Machines struct {
 // modules are what a machine needs of the kernel's: the ways to its host, and the file
 // systems of its apps.
 var modules = [...]string{
-	"virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "virtiofs", "vmw_vsock_virtio_transport", "overlay", "ext4",
+	"virtio_pci", "virtio_blk", "virtio_net", "virtiofs", "vmw_vsock_virtio_transport", "overlay", "ext4",
 }
 
 // machines is the isolator of virtual machines, which boot the kernel that runs here.

@@ -49,6 +49,19 @@ func AppID(name string) (string, bool) { return between(name, appPrefix, service
 // PodID tells which pod a unit belongs to.
 func PodID(name string) (string, bool) { return between(name, podPrefix, service) }
 
+// PodOf tells which pod a unit is for that is not an app's: the pod's own, one that holds or
+// serves something of it, or its slice.
+func PodOf(name string) (string, bool) {
+	for _, named := range []func(string) string{Pod, Holder, Machine, FileServer, PodSlice} {
+		prefix, suffix, _ := strings.Cut(named("/"), "/")
+		id, ok := between(name, prefix, suffix)
+		if ok && !strings.Contains(id, "-") {
+			return id, true
+		}
+	}
+	return "", false
+}
+
 func between(s, prefix, suffix string) (string, bool) {
 	s, ok := strings.CutPrefix(s, prefix)
 	if !ok {
@@ -137,6 +150,3 @@ func CgroupOf(slice string) string {
 	}
 	return strings.Join(append(path, slice), "/")
 }
-
-// HolderID tells which pod a holder belongs to.
-func HolderID(name string) (string, bool) { return between(name, "gantry-holder-", service) }

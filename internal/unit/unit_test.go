@@ -98,8 +98,15 @@ func TestOwnNames(t *testing.T) {
 	if _, ok := AppID(Pod("abc")); ok {
 		t.Error("a pod's unit is taken for an app's")
 	}
-	if id, ok := HolderID(Holder("abc")); !ok || id != "abc" {
-		t.Errorf("HolderID: %q, %v", id, ok)
+	for _, name := range []string{Pod("abc"), Holder("abc"), Machine("abc"), FileServer("abc"), PodSlice("abc")} {
+		if id, ok := PodOf(name); !ok || id != "abc" {
+			t.Errorf("PodOf(%s): %q, %v", name, id, ok)
+		}
+	}
+	for _, name := range []string{App("abc"), Slice, "gantry-cri.service", "gantry-.slice", "gantry-image-abc.slice"} {
+		if id, ok := PodOf(name); ok {
+			t.Errorf("%s is taken for one of the pod %q", name, id)
+		}
 	}
 }
 

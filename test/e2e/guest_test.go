@@ -215,7 +215,7 @@ func TestGuestAgentTerminal(t *testing.T) {
 func TestGuestAgentLimits(t *testing.T) {
 	guard(t)
 	a := startAgent(t)
-	app := a.run(a.request("killed", "sleep 1000000 & wait", nil))
+	app := a.run(a.request("killed", "while :; do sleep 1000000; done", nil)) // it outlives what is killed before it
 	stats, err := a.Stats(t.Context(), &guestpb.StatsRequest{App: "killed", Files: []string{"pids.current", "memory.current", "no.such"}})
 	if err != nil || len(stats.Files) != 2 || strings.TrimSpace(stats.Files[0].Value) == "0" {
 		t.Errorf("statistics %v, %v", stats, err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -15,15 +16,20 @@ import (
 	"gantry/internal/engine"
 	"gantry/internal/node"
 	"gantry/internal/pod"
+	"gantry/test/machine"
 )
 
 // withMachines is a node whose pods may be virtual machines, of an operator with other
 // wishes than openMachines has.
-func withMachines(t *testing.T, change func(*node.Machines)) *node.Node {
+func withMachines(t *testing.T, change func(*node.Machines), options ...func(*node.Options)) *node.Node {
 	t.Helper()
 	m := node.Machines{Memory: 256 << 20, Overhead: 160 << 20, Disk: 1 << 30, CPUs: 1, BootSeconds: int(patience(30 * time.Second).Seconds())}
 	change(&m)
-	n, err := node.Open(t.Context(), node.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Machines: m})
+	o := node.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Machines: m}
+	for _, option := range options {
+		option(&o)
+	}
+	n, err := node.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +116,7 @@ func TestKVMRefused(t *testing.T) {
 	})
 	t.Run("memory", func(t *testing.T) {
 		huge := withMachines(t, func(m *node.Machines) { m.Memory = 1 << 40 })
-		refuses(t, huge, pod.ErrUnavailable, []string{"late units", "boot the machine", "its program has ended", "qemu-system-x86_64: "})
+		refuses(t, huge, pod.ErrUnavailable, []string{"late units are up", "boot the machine", "its program has ended", "qemu-system-x86_64: "})
 	})
 }
 
@@ -158,11 +164,49 @@ func TestKVMNotUp(t *testing.T) {
 			t.Errorf("with a packed kernel it says %q", got)
 		}
 	})
+	t.Run("no network", func(t *testing.T) { // while it boots
+		dir := t.TempDir()
+		plugin := `#!/bin/sh
+test "$CNI_COMMAND" = ADD || exec /opt/cni/bin/bridge
+sleep 3
+echo '{"cniVersion": "1.0.0", "code": 11, "msg": "no network today"}'
+exit 1
+`
+		if err := os.WriteFile(filepath.Join(dir, "bridge"), []byte(plugin), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		n := withMachines(t, func(*node.Machines) {}, func(o *node.Options) { o.NetworkBinDirs = []string{dir, "/opt/cni/bin"} })
+		refuses(t, n, pod.ErrUnavailable, []string{"create pod: network", "no network today"})
+	})
 	t.Run("panic", func(t *testing.T) {
 		n := withMachines(t, func(*node.Machines) {})
 		replaceBoot(t, "initramfs-*", "cp /dev/null")
 		refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", "its program has ended", "Kernel panic"})
 	})
+}
+
+// TestKVMSteps lets the making of a machine fail at every boundary where it differs from
+// that of another pod: nothing is left, and the next try comes through.
+func TestKVMSteps(t *testing.T) {
+	guard(t)
+	clean := machine.Observe()
+	for _, step := range []string{"late units", "network", "unit is up", "late units are up", "network record"} {
+		points := []string{"create pod/" + step + "/before", "create pod/" + step + "/after"}
+		for _, point := range points[machine.Amount(0, 1):] {
+			n := withMachines(t, func(*node.Machines) {}, func(o *node.Options) { o.Failpoints = point + "=error" })
+			_, err := n.CreatePod(t.Context(), pod.Pod{
+				Owner: pod.OwnerCLI, Name: "steps", Handler: "kvm",
+				Namespaces: pod.Namespaces{Network: pod.NamespacePod, PID: pod.NamespaceApp, IPC: pod.NamespacePod},
+			})
+			var stage *engine.StageError
+			if !errors.As(err, &stage) || stage.Stage != step {
+				t.Errorf("%s: %v", point, err)
+			}
+			for kind, items := range machine.Settle(clean, 5*time.Second) {
+				t.Errorf("%s: left behind: %s: %v", point, kind, items)
+			}
+		}
+	}
 }
 
 // replaceBoot has machines boot something else until the test's end.

@@ -119,6 +119,86 @@ func (x *InfoResponse) GetVersion() string {
 	return ""
 }
 
+type ConnectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Connection    []byte                 `protobuf:"bytes,1,opt,name=connection,proto3" json:"connection,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectRequest) Reset() {
+	*x = ConnectRequest{}
+	mi := &file_guest_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectRequest) ProtoMessage() {}
+
+func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
+func (*ConnectRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ConnectRequest) GetConnection() []byte {
+	if x != nil {
+		return x.Connection
+	}
+	return nil
+}
+
+type ConnectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectResponse) Reset() {
+	*x = ConnectResponse{}
+	mi := &file_guest_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectResponse) ProtoMessage() {}
+
+func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectResponse.ProtoReflect.Descriptor instead.
+func (*ConnectResponse) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{3}
+}
+
 // Ref names a process: an app's own, or an exec in it.
 type Ref struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -130,7 +210,7 @@ type Ref struct {
 
 func (x *Ref) Reset() {
 	*x = Ref{}
-	mi := &file_guest_proto_msgTypes[2]
+	mi := &file_guest_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -142,7 +222,7 @@ func (x *Ref) String() string {
 func (*Ref) ProtoMessage() {}
 
 func (x *Ref) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[2]
+	mi := &file_guest_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -155,7 +235,7 @@ func (x *Ref) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ref.ProtoReflect.Descriptor instead.
 func (*Ref) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{2}
+	return file_guest_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Ref) GetApp() string {
@@ -185,7 +265,7 @@ type RunRequest struct {
 
 func (x *RunRequest) Reset() {
 	*x = RunRequest{}
-	mi := &file_guest_proto_msgTypes[3]
+	mi := &file_guest_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -197,7 +277,7 @@ func (x *RunRequest) String() string {
 func (*RunRequest) ProtoMessage() {}
 
 func (x *RunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[3]
+	mi := &file_guest_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -210,7 +290,7 @@ func (x *RunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
 func (*RunRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{3}
+	return file_guest_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RunRequest) GetApp() string {
@@ -257,7 +337,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_guest_proto_msgTypes[4]
+	mi := &file_guest_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -269,7 +349,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[4]
+	mi := &file_guest_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -282,7 +362,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{4}
+	return file_guest_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RunResponse) GetStarted() int64 {
@@ -303,7 +383,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_guest_proto_msgTypes[5]
+	mi := &file_guest_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -315,7 +395,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[5]
+	mi := &file_guest_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -328,7 +408,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{5}
+	return file_guest_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ExecRequest) GetRef() *Ref {
@@ -360,7 +440,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_guest_proto_msgTypes[6]
+	mi := &file_guest_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +452,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[6]
+	mi := &file_guest_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +465,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{6}
+	return file_guest_proto_rawDescGZIP(), []int{8}
 }
 
 type HoldRequest struct {
@@ -397,7 +477,7 @@ type HoldRequest struct {
 
 func (x *HoldRequest) Reset() {
 	*x = HoldRequest{}
-	mi := &file_guest_proto_msgTypes[7]
+	mi := &file_guest_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -409,7 +489,7 @@ func (x *HoldRequest) String() string {
 func (*HoldRequest) ProtoMessage() {}
 
 func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[7]
+	mi := &file_guest_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -422,7 +502,7 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{7}
+	return file_guest_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HoldRequest) GetRef() *Ref {
@@ -440,7 +520,7 @@ type HoldResponse struct {
 
 func (x *HoldResponse) Reset() {
 	*x = HoldResponse{}
-	mi := &file_guest_proto_msgTypes[8]
+	mi := &file_guest_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -452,7 +532,7 @@ func (x *HoldResponse) String() string {
 func (*HoldResponse) ProtoMessage() {}
 
 func (x *HoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[8]
+	mi := &file_guest_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -465,7 +545,7 @@ func (x *HoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
 func (*HoldResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{8}
+	return file_guest_proto_rawDescGZIP(), []int{10}
 }
 
 type WaitRequest struct {
@@ -477,7 +557,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_guest_proto_msgTypes[9]
+	mi := &file_guest_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +569,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[9]
+	mi := &file_guest_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +582,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{9}
+	return file_guest_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WaitRequest) GetRef() *Ref {
@@ -526,7 +606,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_guest_proto_msgTypes[10]
+	mi := &file_guest_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -538,7 +618,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[10]
+	mi := &file_guest_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -551,7 +631,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{10}
+	return file_guest_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WaitResponse) GetCode() int32 {
@@ -605,7 +685,7 @@ type ForgetRequest struct {
 
 func (x *ForgetRequest) Reset() {
 	*x = ForgetRequest{}
-	mi := &file_guest_proto_msgTypes[11]
+	mi := &file_guest_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -617,7 +697,7 @@ func (x *ForgetRequest) String() string {
 func (*ForgetRequest) ProtoMessage() {}
 
 func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[11]
+	mi := &file_guest_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -630,7 +710,7 @@ func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetRequest.ProtoReflect.Descriptor instead.
 func (*ForgetRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{11}
+	return file_guest_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ForgetRequest) GetRef() *Ref {
@@ -648,7 +728,7 @@ type ForgetResponse struct {
 
 func (x *ForgetResponse) Reset() {
 	*x = ForgetResponse{}
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +740,7 @@ func (x *ForgetResponse) String() string {
 func (*ForgetResponse) ProtoMessage() {}
 
 func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,7 +753,7 @@ func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetResponse.ProtoReflect.Descriptor instead.
 func (*ForgetResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{12}
+	return file_guest_proto_rawDescGZIP(), []int{14}
 }
 
 type SignalRequest struct {
@@ -687,7 +767,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +779,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +792,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{13}
+	return file_guest_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SignalRequest) GetRef() *Ref {
@@ -744,7 +824,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +836,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +849,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{14}
+	return file_guest_proto_rawDescGZIP(), []int{16}
 }
 
 type ReadRequest struct {
@@ -784,7 +864,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +876,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +889,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{15}
+	return file_guest_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReadRequest) GetRef() *Ref {
@@ -851,7 +931,7 @@ type ReadResponse struct {
 
 func (x *ReadResponse) Reset() {
 	*x = ReadResponse{}
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +943,7 @@ func (x *ReadResponse) String() string {
 func (*ReadResponse) ProtoMessage() {}
 
 func (x *ReadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +956,7 @@ func (x *ReadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
 func (*ReadResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{16}
+	return file_guest_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReadResponse) GetData() []byte {
@@ -912,7 +992,7 @@ type WriteRequest struct {
 
 func (x *WriteRequest) Reset() {
 	*x = WriteRequest{}
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1004,7 @@ func (x *WriteRequest) String() string {
 func (*WriteRequest) ProtoMessage() {}
 
 func (x *WriteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1017,7 @@ func (x *WriteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteRequest.ProtoReflect.Descriptor instead.
 func (*WriteRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{17}
+	return file_guest_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WriteRequest) GetRef() *Ref {
@@ -977,7 +1057,7 @@ type WriteResponse struct {
 
 func (x *WriteResponse) Reset() {
 	*x = WriteResponse{}
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1069,7 @@ func (x *WriteResponse) String() string {
 func (*WriteResponse) ProtoMessage() {}
 
 func (x *WriteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1082,7 @@ func (x *WriteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteResponse.ProtoReflect.Descriptor instead.
 func (*WriteResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{18}
+	return file_guest_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WriteResponse) GetOffset() uint64 {
@@ -1023,7 +1103,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_guest_proto_msgTypes[19]
+	mi := &file_guest_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1115,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[19]
+	mi := &file_guest_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1128,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{19}
+	return file_guest_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResizeRequest) GetRef() *Ref {
@@ -1080,7 +1160,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_guest_proto_msgTypes[20]
+	mi := &file_guest_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1172,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[20]
+	mi := &file_guest_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1185,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{20}
+	return file_guest_proto_rawDescGZIP(), []int{22}
 }
 
 type File struct {
@@ -1118,7 +1198,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_guest_proto_msgTypes[21]
+	mi := &file_guest_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1210,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[21]
+	mi := &file_guest_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1223,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{21}
+	return file_guest_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *File) GetName() string {
@@ -1172,7 +1252,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_guest_proto_msgTypes[22]
+	mi := &file_guest_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1264,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[22]
+	mi := &file_guest_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1277,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{22}
+	return file_guest_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateRequest) GetApp() string {
@@ -1236,7 +1316,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_guest_proto_msgTypes[23]
+	mi := &file_guest_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1328,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[23]
+	mi := &file_guest_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1341,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{23}
+	return file_guest_proto_rawDescGZIP(), []int{25}
 }
 
 type StatsRequest struct {
@@ -1275,7 +1355,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_guest_proto_msgTypes[24]
+	mi := &file_guest_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1367,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[24]
+	mi := &file_guest_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1380,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{24}
+	return file_guest_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatsRequest) GetApp() string {
@@ -1340,7 +1420,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_guest_proto_msgTypes[25]
+	mi := &file_guest_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1432,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[25]
+	mi := &file_guest_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1445,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{25}
+	return file_guest_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StatsResponse) GetFiles() []*File {
@@ -1433,7 +1513,12 @@ const file_guest_proto_rawDesc = "" +
 	"\fInfoResponse\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x16\n" +
 	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\tR\aversion\"+\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\"0\n" +
+	"\x0eConnectRequest\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x01 \x01(\fR\n" +
+	"connection\"\x11\n" +
+	"\x0fConnectResponse\"+\n" +
 	"\x03Ref\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x12\n" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\"\x88\x01\n" +
@@ -1515,9 +1600,10 @@ const file_guest_proto_rawDesc = "" +
 	"\tprocesses\x18\x05 \x01(\x04R\tprocesses\x12\x19\n" +
 	"\bfs_bytes\x18\x06 \x01(\x04R\afsBytes\x12\x1b\n" +
 	"\tfs_inodes\x18\a \x01(\x04R\bfsInodes\x12$\n" +
-	"\x0efs_inodes_free\x18\b \x01(\x04R\ffsInodesFree2\xde\x06\n" +
+	"\x0efs_inodes_free\x18\b \x01(\x04R\ffsInodesFree2\xac\a\n" +
 	"\x05Guest\x12C\n" +
-	"\x04Info\x12\x1c.gantry.guest.v1.InfoRequest\x1a\x1d.gantry.guest.v1.InfoResponse\x12@\n" +
+	"\x04Info\x12\x1c.gantry.guest.v1.InfoRequest\x1a\x1d.gantry.guest.v1.InfoResponse\x12L\n" +
+	"\aConnect\x12\x1f.gantry.guest.v1.ConnectRequest\x1a .gantry.guest.v1.ConnectResponse\x12@\n" +
 	"\x03Run\x12\x1b.gantry.guest.v1.RunRequest\x1a\x1c.gantry.guest.v1.RunResponse\x12C\n" +
 	"\x04Exec\x12\x1c.gantry.guest.v1.ExecRequest\x1a\x1d.gantry.guest.v1.ExecResponse\x12C\n" +
 	"\x04Hold\x12\x1c.gantry.guest.v1.HoldRequest\x1a\x1d.gantry.guest.v1.HoldResponse\x12C\n" +
@@ -1542,72 +1628,76 @@ func file_guest_proto_rawDescGZIP() []byte {
 	return file_guest_proto_rawDescData
 }
 
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_guest_proto_goTypes = []any{
-	(*InfoRequest)(nil),    // 0: gantry.guest.v1.InfoRequest
-	(*InfoResponse)(nil),   // 1: gantry.guest.v1.InfoResponse
-	(*Ref)(nil),            // 2: gantry.guest.v1.Ref
-	(*RunRequest)(nil),     // 3: gantry.guest.v1.RunRequest
-	(*RunResponse)(nil),    // 4: gantry.guest.v1.RunResponse
-	(*ExecRequest)(nil),    // 5: gantry.guest.v1.ExecRequest
-	(*ExecResponse)(nil),   // 6: gantry.guest.v1.ExecResponse
-	(*HoldRequest)(nil),    // 7: gantry.guest.v1.HoldRequest
-	(*HoldResponse)(nil),   // 8: gantry.guest.v1.HoldResponse
-	(*WaitRequest)(nil),    // 9: gantry.guest.v1.WaitRequest
-	(*WaitResponse)(nil),   // 10: gantry.guest.v1.WaitResponse
-	(*ForgetRequest)(nil),  // 11: gantry.guest.v1.ForgetRequest
-	(*ForgetResponse)(nil), // 12: gantry.guest.v1.ForgetResponse
-	(*SignalRequest)(nil),  // 13: gantry.guest.v1.SignalRequest
-	(*SignalResponse)(nil), // 14: gantry.guest.v1.SignalResponse
-	(*ReadRequest)(nil),    // 15: gantry.guest.v1.ReadRequest
-	(*ReadResponse)(nil),   // 16: gantry.guest.v1.ReadResponse
-	(*WriteRequest)(nil),   // 17: gantry.guest.v1.WriteRequest
-	(*WriteResponse)(nil),  // 18: gantry.guest.v1.WriteResponse
-	(*ResizeRequest)(nil),  // 19: gantry.guest.v1.ResizeRequest
-	(*ResizeResponse)(nil), // 20: gantry.guest.v1.ResizeResponse
-	(*File)(nil),           // 21: gantry.guest.v1.File
-	(*UpdateRequest)(nil),  // 22: gantry.guest.v1.UpdateRequest
-	(*UpdateResponse)(nil), // 23: gantry.guest.v1.UpdateResponse
-	(*StatsRequest)(nil),   // 24: gantry.guest.v1.StatsRequest
-	(*StatsResponse)(nil),  // 25: gantry.guest.v1.StatsResponse
+	(*InfoRequest)(nil),     // 0: gantry.guest.v1.InfoRequest
+	(*InfoResponse)(nil),    // 1: gantry.guest.v1.InfoResponse
+	(*ConnectRequest)(nil),  // 2: gantry.guest.v1.ConnectRequest
+	(*ConnectResponse)(nil), // 3: gantry.guest.v1.ConnectResponse
+	(*Ref)(nil),             // 4: gantry.guest.v1.Ref
+	(*RunRequest)(nil),      // 5: gantry.guest.v1.RunRequest
+	(*RunResponse)(nil),     // 6: gantry.guest.v1.RunResponse
+	(*ExecRequest)(nil),     // 7: gantry.guest.v1.ExecRequest
+	(*ExecResponse)(nil),    // 8: gantry.guest.v1.ExecResponse
+	(*HoldRequest)(nil),     // 9: gantry.guest.v1.HoldRequest
+	(*HoldResponse)(nil),    // 10: gantry.guest.v1.HoldResponse
+	(*WaitRequest)(nil),     // 11: gantry.guest.v1.WaitRequest
+	(*WaitResponse)(nil),    // 12: gantry.guest.v1.WaitResponse
+	(*ForgetRequest)(nil),   // 13: gantry.guest.v1.ForgetRequest
+	(*ForgetResponse)(nil),  // 14: gantry.guest.v1.ForgetResponse
+	(*SignalRequest)(nil),   // 15: gantry.guest.v1.SignalRequest
+	(*SignalResponse)(nil),  // 16: gantry.guest.v1.SignalResponse
+	(*ReadRequest)(nil),     // 17: gantry.guest.v1.ReadRequest
+	(*ReadResponse)(nil),    // 18: gantry.guest.v1.ReadResponse
+	(*WriteRequest)(nil),    // 19: gantry.guest.v1.WriteRequest
+	(*WriteResponse)(nil),   // 20: gantry.guest.v1.WriteResponse
+	(*ResizeRequest)(nil),   // 21: gantry.guest.v1.ResizeRequest
+	(*ResizeResponse)(nil),  // 22: gantry.guest.v1.ResizeResponse
+	(*File)(nil),            // 23: gantry.guest.v1.File
+	(*UpdateRequest)(nil),   // 24: gantry.guest.v1.UpdateRequest
+	(*UpdateResponse)(nil),  // 25: gantry.guest.v1.UpdateResponse
+	(*StatsRequest)(nil),    // 26: gantry.guest.v1.StatsRequest
+	(*StatsResponse)(nil),   // 27: gantry.guest.v1.StatsResponse
 }
 var file_guest_proto_depIdxs = []int32{
-	2,  // 0: gantry.guest.v1.ExecRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 1: gantry.guest.v1.HoldRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 2: gantry.guest.v1.WaitRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 3: gantry.guest.v1.ForgetRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 4: gantry.guest.v1.SignalRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 5: gantry.guest.v1.ReadRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 6: gantry.guest.v1.WriteRequest.ref:type_name -> gantry.guest.v1.Ref
-	2,  // 7: gantry.guest.v1.ResizeRequest.ref:type_name -> gantry.guest.v1.Ref
-	21, // 8: gantry.guest.v1.UpdateRequest.files:type_name -> gantry.guest.v1.File
-	21, // 9: gantry.guest.v1.StatsResponse.files:type_name -> gantry.guest.v1.File
+	4,  // 0: gantry.guest.v1.ExecRequest.ref:type_name -> gantry.guest.v1.Ref
+	4,  // 1: gantry.guest.v1.HoldRequest.ref:type_name -> gantry.guest.v1.Ref
+	4,  // 2: gantry.guest.v1.WaitRequest.ref:type_name -> gantry.guest.v1.Ref
+	4,  // 3: gantry.guest.v1.ForgetRequest.ref:type_name -> gantry.guest.v1.Ref
+	4,  // 4: gantry.guest.v1.SignalRequest.ref:type_name -> gantry.guest.v1.Ref
+	4,  // 5: gantry.guest.v1.ReadRequest.ref:type_name -> gantry.guest.v1.Ref
+	4,  // 6: gantry.guest.v1.WriteRequest.ref:type_name -> gantry.guest.v1.Ref
+	4,  // 7: gantry.guest.v1.ResizeRequest.ref:type_name -> gantry.guest.v1.Ref
+	23, // 8: gantry.guest.v1.UpdateRequest.files:type_name -> gantry.guest.v1.File
+	23, // 9: gantry.guest.v1.StatsResponse.files:type_name -> gantry.guest.v1.File
 	0,  // 10: gantry.guest.v1.Guest.Info:input_type -> gantry.guest.v1.InfoRequest
-	3,  // 11: gantry.guest.v1.Guest.Run:input_type -> gantry.guest.v1.RunRequest
-	5,  // 12: gantry.guest.v1.Guest.Exec:input_type -> gantry.guest.v1.ExecRequest
-	7,  // 13: gantry.guest.v1.Guest.Hold:input_type -> gantry.guest.v1.HoldRequest
-	9,  // 14: gantry.guest.v1.Guest.Wait:input_type -> gantry.guest.v1.WaitRequest
-	11, // 15: gantry.guest.v1.Guest.Forget:input_type -> gantry.guest.v1.ForgetRequest
-	13, // 16: gantry.guest.v1.Guest.Signal:input_type -> gantry.guest.v1.SignalRequest
-	15, // 17: gantry.guest.v1.Guest.Read:input_type -> gantry.guest.v1.ReadRequest
-	17, // 18: gantry.guest.v1.Guest.Write:input_type -> gantry.guest.v1.WriteRequest
-	19, // 19: gantry.guest.v1.Guest.Resize:input_type -> gantry.guest.v1.ResizeRequest
-	22, // 20: gantry.guest.v1.Guest.Update:input_type -> gantry.guest.v1.UpdateRequest
-	24, // 21: gantry.guest.v1.Guest.Stats:input_type -> gantry.guest.v1.StatsRequest
-	1,  // 22: gantry.guest.v1.Guest.Info:output_type -> gantry.guest.v1.InfoResponse
-	4,  // 23: gantry.guest.v1.Guest.Run:output_type -> gantry.guest.v1.RunResponse
-	6,  // 24: gantry.guest.v1.Guest.Exec:output_type -> gantry.guest.v1.ExecResponse
-	8,  // 25: gantry.guest.v1.Guest.Hold:output_type -> gantry.guest.v1.HoldResponse
-	10, // 26: gantry.guest.v1.Guest.Wait:output_type -> gantry.guest.v1.WaitResponse
-	12, // 27: gantry.guest.v1.Guest.Forget:output_type -> gantry.guest.v1.ForgetResponse
-	14, // 28: gantry.guest.v1.Guest.Signal:output_type -> gantry.guest.v1.SignalResponse
-	16, // 29: gantry.guest.v1.Guest.Read:output_type -> gantry.guest.v1.ReadResponse
-	18, // 30: gantry.guest.v1.Guest.Write:output_type -> gantry.guest.v1.WriteResponse
-	20, // 31: gantry.guest.v1.Guest.Resize:output_type -> gantry.guest.v1.ResizeResponse
-	23, // 32: gantry.guest.v1.Guest.Update:output_type -> gantry.guest.v1.UpdateResponse
-	25, // 33: gantry.guest.v1.Guest.Stats:output_type -> gantry.guest.v1.StatsResponse
-	22, // [22:34] is the sub-list for method output_type
-	10, // [10:22] is the sub-list for method input_type
+	2,  // 11: gantry.guest.v1.Guest.Connect:input_type -> gantry.guest.v1.ConnectRequest
+	5,  // 12: gantry.guest.v1.Guest.Run:input_type -> gantry.guest.v1.RunRequest
+	7,  // 13: gantry.guest.v1.Guest.Exec:input_type -> gantry.guest.v1.ExecRequest
+	9,  // 14: gantry.guest.v1.Guest.Hold:input_type -> gantry.guest.v1.HoldRequest
+	11, // 15: gantry.guest.v1.Guest.Wait:input_type -> gantry.guest.v1.WaitRequest
+	13, // 16: gantry.guest.v1.Guest.Forget:input_type -> gantry.guest.v1.ForgetRequest
+	15, // 17: gantry.guest.v1.Guest.Signal:input_type -> gantry.guest.v1.SignalRequest
+	17, // 18: gantry.guest.v1.Guest.Read:input_type -> gantry.guest.v1.ReadRequest
+	19, // 19: gantry.guest.v1.Guest.Write:input_type -> gantry.guest.v1.WriteRequest
+	21, // 20: gantry.guest.v1.Guest.Resize:input_type -> gantry.guest.v1.ResizeRequest
+	24, // 21: gantry.guest.v1.Guest.Update:input_type -> gantry.guest.v1.UpdateRequest
+	26, // 22: gantry.guest.v1.Guest.Stats:input_type -> gantry.guest.v1.StatsRequest
+	1,  // 23: gantry.guest.v1.Guest.Info:output_type -> gantry.guest.v1.InfoResponse
+	3,  // 24: gantry.guest.v1.Guest.Connect:output_type -> gantry.guest.v1.ConnectResponse
+	6,  // 25: gantry.guest.v1.Guest.Run:output_type -> gantry.guest.v1.RunResponse
+	8,  // 26: gantry.guest.v1.Guest.Exec:output_type -> gantry.guest.v1.ExecResponse
+	10, // 27: gantry.guest.v1.Guest.Hold:output_type -> gantry.guest.v1.HoldResponse
+	12, // 28: gantry.guest.v1.Guest.Wait:output_type -> gantry.guest.v1.WaitResponse
+	14, // 29: gantry.guest.v1.Guest.Forget:output_type -> gantry.guest.v1.ForgetResponse
+	16, // 30: gantry.guest.v1.Guest.Signal:output_type -> gantry.guest.v1.SignalResponse
+	18, // 31: gantry.guest.v1.Guest.Read:output_type -> gantry.guest.v1.ReadResponse
+	20, // 32: gantry.guest.v1.Guest.Write:output_type -> gantry.guest.v1.WriteResponse
+	22, // 33: gantry.guest.v1.Guest.Resize:output_type -> gantry.guest.v1.ResizeResponse
+	25, // 34: gantry.guest.v1.Guest.Update:output_type -> gantry.guest.v1.UpdateResponse
+	27, // 35: gantry.guest.v1.Guest.Stats:output_type -> gantry.guest.v1.StatsResponse
+	23, // [23:36] is the sub-list for method output_type
+	10, // [10:23] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -1624,7 +1714,7 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

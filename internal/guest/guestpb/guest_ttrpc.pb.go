@@ -9,6 +9,7 @@ import (
 
 type GuestService interface {
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
+	Connect(context.Context, *ConnectRequest) (*ConnectResponse, error)
 	Run(context.Context, *RunRequest) (*RunResponse, error)
 	Exec(context.Context, *ExecRequest) (*ExecResponse, error)
 	Hold(context.Context, *HoldRequest) (*HoldResponse, error)
@@ -31,6 +32,13 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 					return nil, err
 				}
 				return svc.Info(ctx, &req)
+			},
+			"Connect": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ConnectRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Connect(ctx, &req)
 			},
 			"Run": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req RunRequest
@@ -126,6 +134,14 @@ func NewGuestClient(client *ttrpc.Client) GuestService {
 func (c *guestClient) Info(ctx context.Context, req *InfoRequest) (*InfoResponse, error) {
 	var resp InfoResponse
 	if err := c.client.Call(ctx, "gantry.guest.v1.Guest", "Info", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) Connect(ctx context.Context, req *ConnectRequest) (*ConnectResponse, error) {
+	var resp ConnectResponse
+	if err := c.client.Call(ctx, "gantry.guest.v1.Guest", "Connect", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -127,8 +127,8 @@ func (k *KVM) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
 		return plan, fmt.Errorf("plan pod: %w", err)
 	}
 	what, err := json.MarshalIndent(machine.Plan{
-		Machine: guest.Machine{Hostname: in.Pod.Hostname, Sysctls: in.Pod.Sysctls, ShmBytes: shmSize},
-		CID:     machine.Address(string(in.Pod.ID)), Run: in.Dir.Run, Boot: k.cfg.Boot, DiskBytes: k.cfg.Disk,
+		Machine: guest.Machine{Hostname: in.Pod.Hostname, ShmBytes: shmSize}, Sysctls: in.Pod.Sysctls,
+		CID: machine.Address(string(in.Pod.ID)), Run: in.Dir.Run, Boot: k.cfg.Boot, DiskBytes: k.cfg.Disk,
 		Cgroup: path.Join("/sys/fs/cgroup", unit.CgroupOf(in.Pod.Slice)),
 	}, "", "  ")
 	if err != nil {
@@ -145,6 +145,9 @@ func (k *KVM) LateUnits(id pod.ID) []string {
 
 // LateErrors are the files that tell why they did not come up.
 func (k *KVM) LateErrors(d isolator.Dirs) []string { return machine.ErrorFiles(d.Pod) }
+
+// Networked tells the late units of a pod that it has its network.
+func (k *KVM) Networked(d isolator.Dirs) error { return machine.Networked(d.Pod) }
 
 // Furnish makes what machines boot, unless it is there.
 func (k *KVM) Furnish(ctx context.Context) error {

@@ -14,7 +14,7 @@ import (
 	"gantry/internal/unit"
 )
 
-// units are the file server and the machine, which need the pod's network.
+// units are the file server and the machine, which is up when it has the pod's network.
 func (k *KVM) units(in isolator.Sandbox) ([]unit.Unit, error) {
 	size, err := k.size(in.Pod)
 	if err != nil {
@@ -102,7 +102,7 @@ func (k *KVM) server(in isolator.Sandbox) unit.Unit {
 		unit.Property{Name: "After", Value: unit.Strings{unit.Pod(string(in.Pod.ID))}},
 		unit.Property{Name: "Type", Value: unit.String("notify")},
 		unit.Property{Name: "ExecStart", Value: unit.Commands{serve}},
-		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.ended(in, unit.FileServer(string(in.Pod.ID))), k.down(in, machine.StageFiles), k.run("release", in.Dir.Pod)}},
+		unit.Property{Name: "ExecStopPost", Value: unit.Commands{k.ended(in, unit.FileServer(string(in.Pod.ID))), k.down(in, machine.StageFiles), k.run("release", in.Dir.Run)}},
 		unit.Property{Name: "LimitNOFILE", Value: unit.Uint64(1 << 20)},
 	)}
 }
@@ -125,7 +125,7 @@ func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
 			k.ended(in, unit.Machine(id)), k.down(in, machine.StageBoot),
 			{Path: systemctl, Args: []string{systemctl, "--no-block", "stop", unit.Pod(id)}, IgnoreFailure: true},
 		}},
-		unit.Property{Name: "TimeoutStartUSec", Value: unit.Duration(time.Duration(k.cfg.BootTime+bootMargin) * time.Second)},
+		unit.Property{Name: "TimeoutStartUSec", Value: unit.Duration(time.Duration(k.cfg.BootTime+bootMargin)*time.Second + machine.NetworkTime)},
 		unit.Property{Name: "LimitMEMLOCK", Value: unit.Infinity},
 		unit.Property{Name: "DevicePolicy", Value: unit.String("closed")},
 		unit.Property{Name: "DeviceAllow", Value: unit.Devices{
@@ -159,7 +159,7 @@ func (k *KVM) memory(size string) string {
 
 const (
 	systemctl  = "/usr/bin/systemctl"
-	bootMargin = 10 // seconds
+	bootMargin = 45 // seconds: for the way to what is up
 )
 
 // board is what the machine is apart from its devices, which are the same on both: the
@@ -184,7 +184,6 @@ func (k *KVM) arguments(in isolator.Sandbox, s size, cid uint32) []string {
 		"-object", k.memory(memory),
 		"-kernel", k.cfg.Boot.Kernel, "-initrd", k.cfg.Boot.Initramfs, "-append", commandLine,
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-		"-device", "virtio-rng-pci",
 		"-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d", cid),
 		"-chardev", "socket,id=files,path="+path.Join(in.Dir.Run, machine.SocketFile),
 		"-device", "vhost-user-fs-pci,chardev=files,tag="+guest.Tag,
@@ -201,4 +200,4 @@ func (k *KVM) arguments(in isolator.Sandbox, s size, cid uint32) []string {
 
 // commandLine is the kernel's. What it says goes to the journal; when it panics the machine
 // ends. All devices are on the first bus.
-const commandLine = "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on pci=lastbus=0"
+const commandLine = "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on pci=lastbus=0"

@@ -246,7 +246,7 @@ func (r Recipe) podUnits(in isolator.Sandbox) ([]unit.Unit, error) {
 }
 
 // podSlice is the slice of a pod that no kubelet made one for. It goes away with
-// the last unit that needs it.
+// the last unit that needs it, or when the pod is forgotten.
 func podSlice(p *pod.Pod) (unit.Unit, error) {
 	u := unit.Unit{Name: p.Slice, Properties: []unit.Property{
 		{Name: "Description", Value: unit.String("Pod " + Describe(p.Namespace, p.Name))},

@@ -212,6 +212,16 @@ func (w *Writer) WriteNetwork(id pod.ID, public, private any) error {
 	)
 }
 
+// WriteAttachment records that there is a network to be given back, which is not the
+// pod's yet.
+func (w *Writer) WriteAttachment(id pod.ID, private any) error {
+	hidden, err := json.Marshal(private)
+	if err != nil {
+		return fmt.Errorf("write network record: %w", err)
+	}
+	return disk.WriteFile(filepath.Join(w.Pod(id), podstore.AttachmentFile), hidden, 0o600)
+}
+
 // RemoveNetwork forgets it, once the network was given back.
 func (w *Writer) RemoveNetwork(id pod.ID) error {
 	for _, name := range []string{podstore.NetworkFile, podstore.AttachmentFile} {
