@@ -72,7 +72,7 @@ func (how *nodeE2E) flags(flags *flag.FlagSet) {
 	flags.IntVar(&how.procs, "procs", 4, "specs at the same time; [Serial] ones want 1")
 	flags.IntVar(&how.batch, "batch", 60, "specs for which one API server and kubelet are started")
 	flags.BoolVar(&how.again, "again", false, "run also what passed before with the same sources")
-	flags.BoolVar(&how.record, "record", false, "put the results into "+conformanceResults+" and "+conformancePage)
+	flags.BoolVar(&how.record, "record", false, "put the results into "+conformanceResults+" and "+conformancePage+"; of containerd, what fails with it too")
 	flags.DurationVar(&how.within, "within", 0, "begin no batch after this long; 0 is no bound")
 	flags.BoolVar(&how.missing, "missing", false, "leave out what "+conformanceResults+" has as passed")
 	flags.StringVar(&how.engine, "engine", "gantry", "gantry, or containerd to compare with")
@@ -156,7 +156,7 @@ func (t *trial) nodeE2E(ctx context.Context, v vm, how nodeE2E) error {
 		}
 		err = errors.Join(err, store.add(results))
 		if how.record { // a run may be cut off
-			err = errors.Join(err, recordResults(store.of(specs)))
+			err = errors.Join(err, how.keep(store.of(specs), store.of(batch)))
 		}
 		if err != nil {
 			return err
@@ -173,7 +173,7 @@ func (t *trial) nodeE2E(ctx context.Context, v vm, how nodeE2E) error {
 	n := outcome.count()
 	fmt.Println(n)
 	if how.record {
-		if err := recordResults(outcome); err != nil {
+		if err := how.keep(outcome, nil); err != nil {
 			return err
 		}
 	}
@@ -181,6 +181,15 @@ func (t *trial) nodeE2E(ctx context.Context, v vm, how nodeE2E) error {
 		return &remoteError{fmt.Errorf("node suite: %s", n)}
 	}
 	return nil
+}
+
+// keep puts results into the repository: all that there are of Gantry, and of the engine
+// to compare with the failures of this run.
+func (how nodeE2E) keep(all specResults, now []specResult) error {
+	if how.engine == "containerd" {
+		return recordPeer(now)
+	}
+	return recordResults(all)
 }
 
 // command is a call of the script in the VM.
@@ -319,6 +328,7 @@ type specReport struct {
 	State      string
 	RunTime    time.Duration
 	Failure    struct{ Message string }
+	Output     string `json:"CapturedGinkgoWriterOutput"`
 }
 
 // name is what ginkgo compares with a focus: it leaves out texts that are empty.
@@ -335,6 +345,7 @@ func (r specReport) result() specResult {
 	case r.State == "passed", r.State == "skipped", r.State == "pending":
 	default: // panicked, timed out, interrupted, aborted
 		out.State, out.Reason = "failed", r.State+": "+r.Failure.Message
+		out.log = r.Output + "\n" + out.Reason + "\n"
 	}
 	if len(out.Reason) > maxReason {
 		out.Reason = out.Reason[:maxReason] + "…"

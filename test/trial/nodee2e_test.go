@@ -59,7 +59,7 @@ func TestSpecResult(t *testing.T) {
 	var reports []specReport
 	err := json.Unmarshal([]byte(`[
 		{"ContainerHierarchyTexts":["[sig-node] A","when b"],"LeafNodeType":"It","LeafNodeText":"works","State":"passed","RunTime":2400000000},
-		{"LeafNodeType":"It","LeafNodeText":"times out","State":"timedout","Failure":{"Message":"late"}},
+		{"LeafNodeType":"It","LeafNodeText":"times out","State":"timedout","Failure":{"Message":"late"},"CapturedGinkgoWriterOutput":"words"},
 		{"LeafNodeType":"It","LeafNodeText":"lacks","State":"skipped","Failure":{"Message":"no swap"}},
 		{"LeafNodeType":"It","LeafNodeText":"not chosen","State":"skipped"}]`), &reports)
 	if err != nil {
@@ -71,7 +71,7 @@ func TestSpecResult(t *testing.T) {
 	}
 	want := specResults{
 		{Spec: "[sig-node] A when b works", State: "passed", Seconds: 2},
-		{Spec: "times out", State: "failed", Reason: "timedout: late"},
+		{Spec: "times out", State: "failed", Reason: "timedout: late", log: "words\ntimedout: late\n"},
 		{Spec: "lacks", State: "skipped", Reason: "no swap"},
 		{Spec: "not chosen", State: notRun},
 	}
@@ -130,6 +130,32 @@ func TestConformancePage(t *testing.T) {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)
 		}
+	}
+}
+
+// TestFailuresOfTheMachine: what fails with the engine to compare with too is told with its
+// log, and only that.
+func TestFailuresOfTheMachine(t *testing.T) {
+	t.Parallel()
+	repo := t.TempDir()
+	rs := specResults{{Spec: "ours", State: "failed", Reason: "bug"}, {Spec: "passes", State: "passed"}, {Spec: "theirs", State: "failed", Reason: "no image"}}
+	if err := rs.excuse(repo, []specResult{
+		{Spec: "ours", State: "passed"}, {Spec: "passes", State: "failed", log: "x"}, {Spec: "theirs", State: "failed", Reason: "no image either", Day: "today", log: "the words"},
+		{Spec: "unknown", State: "failed", log: "x"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if rs[0].Containerd != nil || rs[1].Containerd != nil || rs[2].Containerd == nil {
+		t.Fatalf("excused are %+v", rs)
+	}
+	if text, err := os.ReadFile(filepath.Join(repo, rs[2].Containerd.Log)); err != nil || !strings.Contains(string(text), "theirs\n\nthe words") {
+		t.Errorf("the log is %q, %v", text, err)
+	}
+	if files, err := os.ReadDir(filepath.Join(repo, peerLogs)); err != nil || len(files) != 1 {
+		t.Errorf("the logs are %v, %v", files, err)
+	}
+	if why := rs[2].why(); !strings.Contains(why, "no image. **The machine's**: with containerd (today) it fails too") {
+		t.Errorf("it says %q", why)
 	}
 }
 

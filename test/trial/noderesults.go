@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,17 @@ type specResult struct {
 	Reason  string  `json:"reason,omitempty"`
 	Commit  string  `json:"commit,omitempty"`
 	Day     string  `json:"day,omitempty"`
+	// Containerd is the same spec's failure with the engine to compare with: then it is
+	// the machine's.
+	Containerd *peerFailure `json:"containerd,omitempty"`
+	log        string       // of a failure
+}
+
+type peerFailure struct {
+	Reason string `json:"reason"`
+	Log    string `json:"log"` // a file of the repository
+	Commit string `json:"commit"`
+	Day    string `json:"day"`
 }
 
 const notRun = "not run"
@@ -186,15 +198,66 @@ func recordResults(results specResults) error {
 	}
 	known := map[string]specResult{}
 	for _, r := range slices.Concat(all, results) {
-		if _, ok := known[r.Spec]; !ok || r.State != notRun { // what was not run now keeps what is known of it
-			known[r.Spec] = r
+		before, ok := known[r.Spec]
+		if ok && r.State == notRun { // what was not run now keeps what is known of it
+			continue
 		}
+		if r.State == "failed" && r.Containerd == nil {
+			r.Containerd = before.Containerd
+		}
+		known[r.Spec] = r
 	}
 	all = slices.Collect(maps.Values(known))
-	if err := all.write(path); err != nil {
+	return all.publish(repo)
+}
+
+func (rs specResults) publish(repo string) error {
+	if err := rs.write(filepath.Join(repo, conformanceResults)); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(repo, conformancePage), []byte(all.page()), 0o644)
+	return os.WriteFile(filepath.Join(repo, conformancePage), []byte(rs.page()), 0o644)
+}
+
+// peerLogs is where the logs of containerd's failures are.
+const peerLogs = "test/nodesuite/containerd"
+
+// maxPeerLog bounds one: the end tells why.
+const maxPeerLog = 20_000
+
+// recordPeer notes which of Gantry's recorded failures containerd has too.
+func recordPeer(results []specResult) error {
+	repo, err := repository()
+	if err != nil {
+		return err
+	}
+	all, err := readResults(filepath.Join(repo, conformanceResults))
+	if err != nil {
+		return err
+	}
+	if err := all.excuse(repo, results); err != nil {
+		return err
+	}
+	return all.publish(repo)
+}
+
+// excuse notes which failures others have too, and keeps their logs.
+func (rs specResults) excuse(repo string, others []specResult) error {
+	for _, r := range others {
+		i := slices.IndexFunc(rs, func(have specResult) bool { return have.Spec == r.Spec && have.State == "failed" })
+		if i < 0 || r.State != "failed" {
+			continue
+		}
+		file := filepath.Join(peerLogs, fmt.Sprintf("%.6x.log", sha256.Sum256([]byte(r.Spec))))
+		rs[i].Containerd = &peerFailure{Reason: r.Reason, Log: file, Commit: r.Commit, Day: r.Day}
+		if err := os.MkdirAll(filepath.Join(repo, peerLogs), 0o755); err != nil {
+			return err
+		}
+		text := r.Spec + "\n\n" + r.log[max(0, len(r.log)-maxPeerLog):]
+		if err := os.WriteFile(filepath.Join(repo, file), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // groupOf is the outermost part of a spec's name.
@@ -279,6 +342,9 @@ A run that was cut off goes on where it was. %d specs passed, %d failed, %d were
 func (r specResult) why() string {
 	if r.Reason == "" && r.State == notRun {
 		return "its group, lane " + laneOf(r.Spec) + ", was not run yet"
+	}
+	if c := r.Containerd; c != nil {
+		return fmt.Sprintf("%s. **The machine's**: with containerd (%s) it fails too, [log](../%s): %s", r.Reason, c.Day, c.Log, c.Reason)
 	}
 	return r.Reason
 }
