@@ -72,7 +72,7 @@ func Default() Config {
 		LogLevel:         "info",
 		Isolator:         "oci",
 		IsolatorDirs:     []string{"/etc/gantry/isolators", "/usr/lib/gantry/isolators"},
-		KVMOverhead:      160 << 20,
+		KVMOverhead:      96 << 20,
 		KVMDisk:          10 << 30,
 		KVMProcessors:    1,
 		KVMBootTime:      30 * time.Second,
@@ -105,7 +105,7 @@ func (c *Config) Options() []Option {
 		{"isolator.weaker-default", "how pods run that choose none and that the default one cannot run, if they may choose a weaker one; empty refuses them", &textValue{&c.WeakerDefault, anything}},
 
 		{"kvm.memory", "memory of a virtual machine whose pod has no limit; 0 switches the isolator kvm off", &numberValue{&c.KVMMemory, 0, 1 << 50, true}},
-		{"kvm.overhead", "what of a pod's memory its machine's kernel, emulator and file server take", &numberValue{&c.KVMOverhead, 0, 1 << 40, true}},
+		{"kvm.overhead", "what of a pod's memory the emulator, the file server and what stands for apps take on the host", &numberValue{&c.KVMOverhead, 0, 1 << 40, true}},
 		{"kvm.disk", "what the apps of a pod may write to their file systems; 0 leaves them the machine's memory to write to", &numberValue{&c.KVMDisk, 0, 1 << 50, true}},
 		{"kvm.processors", "processors of a virtual machine whose pod has no limit", &numberValue{&c.KVMProcessors, 1, 255, false}},
 		{"kvm.boot-time", "how long a virtual machine may take until it can run apps", &durationValue{&c.KVMBootTime, time.Second}},

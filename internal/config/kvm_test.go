@@ -17,7 +17,7 @@ func TestMachines(t *testing.T) {
 	if got.KVMMemory != 512<<20 || got.KVMOverhead != 200<<20 || got.KVMDisk != 0 || got.KVMProcessors != 2 || got.KVMBootTime != time.Minute || !got.KVMEmulate {
 		t.Errorf("%+v", got)
 	}
-	if d := Default(); d.KVMMemory != 0 || d.KVMOverhead != 160<<20 || d.KVMDisk != 10<<30 || d.KVMProcessors != 1 || d.KVMBootTime != 30*time.Second || d.KVMEmulate {
+	if d := Default(); d.KVMMemory != 0 || d.KVMOverhead != 96<<20 || d.KVMDisk != 10<<30 || d.KVMProcessors != 1 || d.KVMBootTime != 30*time.Second || d.KVMEmulate {
 		t.Errorf("by default: %+v", d)
 	}
 }
