@@ -34,6 +34,8 @@ type specResult struct {
 	// Containerd is the same spec's failure with the engine to compare with: then it is
 	// the machine's.
 	Containerd *peerFailure `json:"containerd,omitempty"`
+	// Note is a person's, and stays until the spec passes.
+	Note string `json:"note,omitempty"`
 	log        string       // of a failure
 }
 
@@ -205,6 +207,9 @@ func recordResults(results specResults) error {
 		if r.State == "failed" && r.Containerd == nil {
 			r.Containerd = before.Containerd
 		}
+		if r.State != "passed" && r.Note == "" {
+			r.Note = before.Note
+		}
 		known[r.Spec] = r
 	}
 	all = slices.Collect(maps.Values(known))
@@ -342,6 +347,9 @@ A run that was cut off goes on where it was. %d specs passed, %d failed, %d were
 func (r specResult) why() string {
 	if r.Reason == "" && r.State == notRun {
 		return "its group, lane " + laneOf(r.Spec) + ", was not run yet"
+	}
+	if r.Note != "" {
+		return strings.TrimSuffix(r.Reason, ".") + ". " + r.Note + "."
 	}
 	if c := r.Containerd; c != nil {
 		return fmt.Sprintf("%s. **The machine's**: with containerd (%s) it fails too, [log](../%s): %s", r.Reason, c.Day, c.Log, c.Reason)
