@@ -140,7 +140,9 @@ func TestFailuresOfTheMachine(t *testing.T) {
 	repo := t.TempDir()
 	rs := specResults{{Spec: "ours", State: "failed", Reason: "bug"}, {Spec: "passes", State: "passed"}, {Spec: "theirs", State: "failed", Reason: "no image"}}
 	if err := rs.excuse(repo, []specResult{
-		{Spec: "ours", State: "passed"}, {Spec: "passes", State: "failed", log: "x"}, {Spec: "theirs", State: "failed", Reason: "no image either", Day: "today", log: "the words"},
+		{Spec: "ours", State: "passed"},
+		{Spec: "passes", State: "failed", log: "x"},
+		{Spec: "theirs", State: "failed", Reason: "no image either", Day: "today", log: "the words"},
 		{Spec: "unknown", State: "failed", log: "x"},
 	}); err != nil {
 		t.Fatal(err)

@@ -36,7 +36,7 @@ type specResult struct {
 	Containerd *peerFailure `json:"containerd,omitempty"`
 	// Note is a person's, and stays until the spec passes.
 	Note string `json:"note,omitempty"`
-	log        string       // of a failure
+	log  string // of a failure
 }
 
 type peerFailure struct {
