@@ -16,6 +16,8 @@ import (
 func helperOf(t *testing.T, script string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "helper")
+	syscall.ForkLock.RLock() // or another test's child has it open for writing, and it cannot be run
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
 		t.Fatal(err)
 	}

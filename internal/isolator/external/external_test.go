@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -73,12 +74,21 @@ func script(t *testing.T, verbs map[string]string) *External {
 	return executable(t, strings.Replace(b.String(), "cat >request-$1 2>/dev/null", "cat >/dev/null", 1))
 }
 
-func executable(t *testing.T, text string) *External {
+// writeProgram lets no other test start a process meanwhile: that one would have the file
+// open for writing, and the kernel runs no such file.
+func writeProgram(t *testing.T, path, text string) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "mine")
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func executable(t *testing.T, text string) *External {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "mine")
+	writeProgram(t, path, text)
 	x, err := New(path, config())
 	if err != nil {
 		t.Fatal(err)
@@ -245,9 +255,7 @@ func TestReplaced(t *testing.T) {
 	}
 	text := strings.Replace("#!/bin/sh\necho '"+usualFeatures+"'\n", `,"tty":true`, "", 1)
 	next := x.path + ".next"
-	if err := os.WriteFile(next, []byte(text), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	writeProgram(t, next, text)
 	if err := os.Rename(next, x.path); err != nil {
 		t.Fatal(err)
 	}
