@@ -51,6 +51,9 @@ func (e *Engine) createApp(ctx context.Context, podID pod.ID, spec AppSpec) (pod
 	}
 	began := time.Now()
 	app, secret, err := e.resolve(ctx, s.Pod, spec)
+	if err == nil && app.Namespaces.PID == pod.NamespaceTarget {
+		_, err = e.targetPID(s.Pod, app)
+	}
 	if err == nil {
 		app.Created = appCreated(s, spec.Name)
 		_, _, err = e.plan(s.Pod, app, secret, app.Resources, notYet)

@@ -318,6 +318,7 @@ func (g *gc) stale(ctx context.Context, p pod.PodStatus) error {
 	}
 	var saved network.Result
 	has, err := g.e.store.ReadNetwork(p.ID, &saved)
+	has = has || g.e.store.HasAttachment(p.ID)
 	if err == nil && has {
 		var s systemd.State
 		s, err = g.e.cfg.Systemd.State(ctx, unit.Pod(string(p.ID)))

@@ -2,8 +2,10 @@ package engine
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,7 +17,9 @@ import (
 func (e *Engine) checkHardware(r pod.Resources) error {
 	for _, c := range []struct{ what, list, possible string }{
 		{"CPU", r.CPUSet, "devices/system/cpu/possible"},
+		{"CPU", r.Unified["cpuset.cpus"], "devices/system/cpu/possible"},
 		{"memory node", r.MemorySet, "devices/system/node/possible"},
+		{"memory node", r.Unified["cpuset.mems"], "devices/system/node/possible"},
 	} {
 		data, err := os.ReadFile(filepath.Join(e.cfg.Sys, c.possible))
 		if err != nil || c.list == "" {
@@ -33,7 +37,28 @@ func (e *Engine) checkHardware(r pod.Resources) error {
 			}
 		}
 	}
+	for _, key := range slices.Sorted(maps.Keys(r.Unified)) {
+		if !e.hasCgroupFile(key) {
+			return fmt.Errorf("unified %s: this machine's kernel has no such file of a cgroup: %w", key, pod.ErrInvalid)
+		}
+	}
 	return nil
+}
+
+// hasCgroupFile tells whether the kernel has a file of a controller. It need not be where
+// one could look yet: a controller is switched on for the cgroups that use it. What cannot
+// be known may be.
+func (e *Engine) hasCgroupFile(name string) bool {
+	controller, _, _ := strings.Cut(name, ".")
+	known, err := os.ReadFile(filepath.Join(e.cfg.Cgroups, "cgroup.controllers"))
+	if err != nil || controller == "cgroup" {
+		return true
+	}
+	if !slices.Contains(strings.Fields(string(known)), controller) {
+		return false
+	}
+	files, err := filepath.Glob(filepath.Join(e.cfg.Cgroups, "*.slice", controller+".*"))
+	return err != nil || len(files) == 0 || slices.ContainsFunc(files, func(f string) bool { return filepath.Base(f) == name })
 }
 
 // highest is the highest number of a list such as 0-3,7.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"gantry/internal/isolator"
 	"gantry/internal/pod"
@@ -15,8 +16,9 @@ import (
 // beginLate begins to start late units, while the pod's network is made.
 func (m *making) beginLate(ctx context.Context) error {
 	cancelled, cancel := context.WithCancel(ctx)
-	m.late = &lateStart{cancel: cancel}
+	m.late = &lateStart{cancel: cancel, over: make(chan struct{})}
 	m.late.up = m.e.begin("start the late units of a pod", func() error {
+		defer close(m.late.over)
 		err := m.furnishLate(ctx)
 		if err == nil {
 			err = m.startLate(cancelled)
@@ -28,12 +30,20 @@ func (m *making) beginLate(ctx context.Context) error {
 
 // lateStart is a start of late units that was begun.
 type lateStart struct {
-	up     func() error // waits for them
+	up     func() error  // waits for them
+	over   chan struct{} // closed at the end of that
 	cancel context.CancelFunc
 }
 
+// lateNews is how long a failure of a late unit takes until it is told here.
+const lateNews = 500 * time.Millisecond
+
 // failed ends the start, and tells why it had failed before.
 func (l *lateStart) failed() error {
+	select {
+	case <-l.over:
+	case <-time.After(lateNews):
+	}
 	l.cancel()
 	if err := l.up(); !errors.Is(err, context.Canceled) {
 		return err
@@ -77,7 +87,9 @@ func (m *making) startLate(ctx context.Context) error {
 	}
 	if iso, ok := m.e.iso[m.p.Isolator].(lateIsolator); ok {
 		// What they say at their end may be all that they say. The undoing stops them again.
-		_ = m.stopLateUnits(ctx)
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+		_ = m.stopLateUnits(stop)
+		cancel()
 		for _, file := range iso.LateErrors(m.e.dirs(m.p.ID, "")) {
 			if why, readErr := os.ReadFile(file); readErr == nil {
 				return fmt.Errorf("%s: %w", why, pod.ErrUnavailable)

@@ -130,6 +130,40 @@ func TestLateUnitThatWaits(t *testing.T) {
 	}
 }
 
+// TestLateUnitFailsMeanwhile: a late unit that failed while the network was made, which then
+// failed too, is what is told; a late unit that waits for the network is not.
+func TestLateUnitFailsMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, true, nil)
+	failed := fmt.Errorf("boot the machine: no memory: %w", pod.ErrUnavailable)
+	for name, c := range map[string]struct {
+		up   func(context.Context) error
+		want string
+	}{
+		"failed": {func(context.Context) error { return failed }, "late units, meanwhile: boot the machine: no memory"},
+		"waits": {func(ctx context.Context) error {
+			<-ctx.Done()
+			return fmt.Errorf("wait for job: %w", ctx.Err())
+		}, "network"},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := hostPod("late")
+		p.ID, p.Namespaces.Network = pod.NewID(), pod.NamespacePod
+		m := &making{e: b.Engine, p: &p, late: &lateStart{cancel: cancel, over: make(chan struct{})}}
+		m.late.up = b.begin("late units", func() error {
+			defer close(m.late.over)
+			return c.up(ctx)
+		})
+		err := m.addNetwork(t.Context())
+		if err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, failed) != (name == "failed") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if name == "failed" && !strings.Contains(err.Error(), "network add") {
+			t.Errorf("it does not tell of the network: %v", err)
+		}
+	}
+}
+
 // TestFurnishFails: where what all machines boot cannot be made, no unit is started, and
 // nothing is left.
 func TestFurnishFails(t *testing.T) {

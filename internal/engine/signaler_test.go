@@ -58,12 +58,12 @@ func (f *far) Signal(ctx context.Context, _ *pod.Pod, app pod.ID, signal int, al
 	return nil
 }
 
-func (f *far) Update(_ context.Context, _ *pod.Pod, _ pod.ID, was, now pod.Resources) error {
+func (f *far) Update(_ context.Context, _ *pod.Pod, _ isolator.Dirs, _ pod.ID, was, now pod.Resources) error {
 	f.updates = append(f.updates, fmt.Sprint(was.Memory, now.Memory))
 	return f.refuses
 }
 
-func (f *far) PodResources(_ *pod.Pod, r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
+func (f *far) PodResources(_ *pod.Pod, _ isolator.Dirs, r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
 	return nil, nil, f.refuses
 }
 

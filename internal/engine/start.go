@@ -176,17 +176,25 @@ func (e *Engine) joinedPIDs(ctx context.Context, p *pod.Pod, a *pod.App) (pids, 
 	if a.Namespaces.PID != pod.NamespaceTarget {
 		return join, nil
 	}
+	var err error
+	join.target, err = e.targetPID(p, a)
+	return join, err
+}
+
+// targetPID is the process whose PID namespace an app is to be in, 0 if it has its number
+// elsewhere.
+func (e *Engine) targetPID(p *pod.Pod, a *pod.App) (int, error) {
 	target, err := e.App(a.Namespaces.Target)
 	if err != nil {
-		return join, err
+		return 0, fmt.Errorf("target app: %w", err)
 	}
 	if target.Pod != p.ID {
-		return join, fmt.Errorf("target app %s is in another pod: %w", target.ID, pod.ErrInvalid)
+		return 0, fmt.Errorf("target app %s is in another pod: %w", target.ID, pod.ErrInvalid)
 	}
-	if join.target = target.PID; target.Phase != pod.Running || join.target == 0 && !inside {
-		return join, fmt.Errorf("target app %s is %s: %w", target.ID, target.Phase, pod.ErrState)
+	if target.Phase != pod.Running || target.PID == 0 && !e.ownKernel(p) {
+		return 0, fmt.Errorf("target app %s is %s: %w", target.ID, target.Phase, pod.ErrState)
 	}
-	return join, nil
+	return target.PID, nil
 }
 
 // ownKernel tells of a pod whose processes have their numbers in a kernel of its own.

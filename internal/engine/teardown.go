@@ -59,7 +59,7 @@ func (d *Teardown) delNetwork(ctx context.Context, p *pod.Pod, lock *disk.Lock) 
 	}
 	if !ok && !d.network.Attached(p.ID) {
 		d.network.DelUnrecorded(ctx, d.attachment(p, lock))
-		return nil
+		return d.store.RemoveNetwork(p.ID)
 	}
 	if err := d.network.Del(ctx, d.attachment(p, lock), saved); err != nil {
 		return err

@@ -23,12 +23,12 @@ type resizer interface {
 // updater is an isolator that sets the limits of a running app itself: they are not its
 // unit's. It changes nothing that it cannot do.
 type updater interface {
-	Update(ctx context.Context, p *pod.Pod, app pod.ID, was, now pod.Resources) error
+	Update(ctx context.Context, p *pod.Pod, d isolator.Dirs, app pod.ID, was, now pod.Resources) error
 }
 
 // podResizer is an isolator that cannot give a running pod whatever it asks for.
 type podResizer interface {
-	PodResources(p *pod.Pod, r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error)
+	PodResources(p *pod.Pod, d isolator.Dirs, r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error)
 }
 
 // UpdateApp changes the limits of an app. One that does not run keeps them for its
@@ -107,7 +107,7 @@ func (e *Engine) updatePodLocked(ctx context.Context, id pod.ID, r pod.PodResour
 	if want.Resources != nil && (p.CgroupParent == "" || isFar) {
 		var files []isolator.CgroupFile
 		if isFar {
-			props, files, err = far.PodResources(p.Pod, *want.Resources)
+			props, files, err = far.PodResources(p.Pod, e.dirs(id, ""), *want.Resources)
 		} else {
 			props, files, err = iso.Resources(*want.Resources)
 		}
@@ -185,7 +185,7 @@ func (e *Engine) setLimitsFar(ctx context.Context, iso updater, p *pod.Pod, s po
 	}
 	ctx, cancel := context.WithTimeout(ctx, updateTime)
 	defer cancel()
-	return iso.Update(ctx, p, s.ID, s.Current, want)
+	return iso.Update(ctx, p, e.dirs(p.ID, s.ID), s.ID, s.Current, want)
 }
 
 // updateTime bounds a change of limits elsewhere: to lower that of memory may take a while.

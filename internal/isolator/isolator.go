@@ -140,8 +140,9 @@ type Plan struct {
 	// Units: the last one is the pod's or app's own, those before it are units it
 	// needs and that may exist already.
 	Units []unit.Unit
-	// Late are units of a pod that need its network, and are started once it has one, the
-	// last after those before it.
+	// Late are units of a pod that need its unit and its network, the last after those
+	// before it. They are started when the unit is up, while the network is made, and are
+	// told when that is there. The pod is ready when they are up.
 	Late []unit.Unit
 	// Cgroup holds files of the unit's cgroup that systemd has no property for, or
 	// rounds, with their exact values.

@@ -18,6 +18,7 @@ package machine
 import (
 	"fmt"
 	"hash/fnv"
+	"path/filepath"
 
 	"gantry/internal/guest"
 )
@@ -38,6 +39,8 @@ type Plan struct {
 	Machine guest.Machine `json:"machine"`
 	// Sysctls are the machine's, once it has the network.
 	Sysctls map[string]string `json:"sysctls,omitempty"`
+	// Size is what it is booted with, whatever the pod's limits become.
+	Size Size `json:"size"`
 	// CID is the machine's address on vsock.
 	CID uint32 `json:"cid"`
 	// Run is the pod's run directory.
@@ -48,6 +51,23 @@ type Plan struct {
 	Boot Boot `json:"boot"`
 	// DiskBytes is the size of the writable disk; 0 leaves the apps memory to write to.
 	DiskBytes int64 `json:"diskBytes,omitempty"`
+}
+
+// Size is what a machine has for as long as it runs.
+type Size struct {
+	Memory int64 `json:"memory"` // bytes
+	CPUs   int   `json:"cpus"`
+	// Limit is the pod's memory limit that it was made for; 0 is none.
+	Limit int64 `json:"limit,omitempty"`
+}
+
+// SizeOf is that of a pod's machine.
+func SizeOf(podDir string) (Size, error) {
+	var plan Plan
+	if err := readJSON(filepath.Join(podDir, PlanFile), &plan); err != nil {
+		return Size{}, fmt.Errorf("size of the machine: %w", err)
+	}
+	return plan.Size, nil
 }
 
 // Boot is what a machine boots, and what that is made of.

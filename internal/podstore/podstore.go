@@ -184,6 +184,13 @@ func (r Reader) ReadNetwork(id pod.ID, v any) (bool, error) {
 	return true, nil
 }
 
+// HasAttachment tells whether there is a network to be given back: alone, while the pod is
+// being made, or if that was cut off.
+func (r Reader) HasAttachment(id pod.ID) bool {
+	_, err := os.Lstat(filepath.Join(r.Pod(id), AttachmentFile))
+	return err == nil
+}
+
 // ReadAttachment adds to v what only root may know of the pod's network. It need
 // not be there.
 func (r Reader) ReadAttachment(id pod.ID, v any) error {

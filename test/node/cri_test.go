@@ -70,7 +70,8 @@ func dial(t *testing.T) engine {
 // connect is dial with a directory for logs that may be there after the test.
 func connect(t *testing.T, logs string) engine {
 	t.Helper()
-	conn, err := grpc.NewClient(endpoint(t), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(endpoint(t), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // as kubelet
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -106,6 +106,7 @@ func TestFieldsOfProcess(t *testing.T) {
 	})
 	p.refused(t, map[string]func(*cri.ContainerConfig){
 		"own-a name with =":          func(c *cri.ContainerConfig) { c.Envs = []*cri.KeyValue{{Key: "A=B"}} },
+		"own-a value not in UTF-8":   func(c *cri.ContainerConfig) { c.Envs = []*cri.KeyValue{{Key: "A", Value: []byte("\xff")}} },
 		"own-no name":                func(c *cri.ContainerConfig) { c.Metadata.Name = "" },
 		"an image that is not there": func(c *cri.ContainerConfig) { c.Image = &cri.ImageSpec{Image: "none:1"} },
 	})
@@ -277,6 +278,8 @@ func TestFieldsOfResources(t *testing.T) {
 	})
 	p.refused(t, map[string]func(*cri.ContainerConfig){
 		"own-a CPU that is not there": limits(&cri.LinuxContainerResources{CpusetCpus: "900"}),
+		"own-that CPU by its file":    limits(&cri.LinuxContainerResources{Unified: map[string]string{"cpuset.cpus": "900"}}),
+		"own-no file of the kernel's": limits(&cri.LinuxContainerResources{Unified: map[string]string{"memory.hihg": "1"}}),
 		"own-a list that is none":     limits(&cri.LinuxContainerResources{CpusetCpus: "x"}),
 		"own-a file outside":          limits(&cri.LinuxContainerResources{Unified: map[string]string{"../cgroup.procs": "1"}}),
 		"own-a page size":             limits(&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "3MB", Limit: 1}}}),

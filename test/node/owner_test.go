@@ -187,9 +187,45 @@ func TestUpdateResources(t *testing.T) {
 	if !ours() {
 		return // the peers drop it
 	}
+	if _, err := e.UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{
+		ContainerId: c.id, Linux: &cri.LinuxContainerResources{
+			CpusetCpus: "0", Unified: map[string]string{"memory.high": "50331648", "memory.low": "1048576"}, HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
+		},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	out, _, _ = c.exec(t, "sh", "-c", "cd /sys/fs/cgroup && cat cpuset.cpus memory.high memory.low hugetlb.2MB.max memory.max")
+	if want := "0\n50331648\n1048576\n4194304\n100663296\n"; out != want {
+		t.Errorf("inside: %q, want %q", out, want)
+	}
+	if got := c.status(t).Resources.GetLinux(); got.GetCpusetCpus() != "0" || got.GetUnified()["memory.high"] != "50331648" || got.GetMemoryLimitInBytes() != 96<<20 {
+		t.Errorf("read back: %v", got)
+	}
+	for what, r := range map[string]*cri.LinuxContainerResources{
+		"a CPU that is not there": {CpusetCpus: "900"}, "a file that is not there": {Unified: map[string]string{"memory.hihg": "1"}},
+	} {
+		if _, err := e.UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{ContainerId: c.id, Linux: r}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 	out, _, _ = c.exec(t, "sh", "-c", "cat /proc/1/oom_score_adj /proc/self/oom_score_adj")
 	if out != "321\n321\n" || got.GetOomScoreAdj() != 321 {
 		t.Errorf("the OOM score is %q of an old process and a new one, read back %d", out, got.GetOomScoreAdj())
+	}
+}
+
+// TestExecSyncIsCapped: of an output that is larger than an answer may be comes what fits,
+// and the command runs to its end.
+func TestExecSyncIsCapped(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	c := e.run(t, onHost(e.podConfig(t, "flood"))).runScript(t, "app", steady)
+	out, _, code := c.exec(t, "sh", "-c", "head -c 20000000 /dev/zero; touch /over; exit 3")
+	if len(out) < 15<<20 || len(out) > 16<<20 || code != 3 {
+		t.Errorf("%d bytes, exit code %d", len(out), code)
+	}
+	if _, _, code := c.exec(t, "test", "-e", "/over"); code != 0 {
+		t.Error("the command was cut off")
 	}
 }
 

@@ -254,13 +254,9 @@ func TestTargetPIDNamespace(t *testing.T) {
 	}
 	config = containerConfig("nobody", "exit 0")
 	config.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_TARGET, TargetId: p.id}
-	resp, err := p.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
-	if err == nil {
-		_, err = p.StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: resp.ContainerId})
-	}
-	if err == nil {
-		t.Error("a target that is not there was taken")
-	}
+	p.refused(t, map[string]func(*cri.ContainerConfig){
+		"own-a target that is not there": func(c *cri.ContainerConfig) { c.Linux.SecurityContext = config.Linux.SecurityContext },
+	})
 }
 
 func TestVolumes(t *testing.T) {

@@ -293,6 +293,8 @@ make test-node-e2e FOCUS='AppArmor'         # some specs; SKIP='…' leaves some
 make test-node-e2e RECORD=1                 # and put the results here
 make test-node-e2e RECORD=1 MISSING=1 WITHIN=2h FOCUS='\[Serial\].*NodeConformance|NodeConformance.*\[Serial\]' SKIP='\[Flaky\]' PROCS=1
 make test-node-e2e RECORD=1 MISSING=1 WITHIN=2h FOCUS='\[Slow\].*NodeConformance|NodeConformance.*\[Slow\]' SKIP='\[Flaky\]|\[Serial\]'
+make test-node-e2e RECORD=1 PROCS=1 FOCUS='…' SKIP=none ENGINE=containerd      # whether a failure is the machine's
+make test-node-e2e AGAIN=1                                                     # also what passed with the same sources
 `+"```"+`
 
 A run that was cut off goes on where it was. %d specs passed, %d failed, %d were skipped, %d were not run.
@@ -346,7 +348,7 @@ A run that was cut off goes on where it was. %d specs passed, %d failed, %d were
 // why a spec has not passed.
 func (r specResult) why() string {
 	if r.Reason == "" && r.State == notRun {
-		return "its group, lane " + laneOf(r.Spec) + ", was not run yet"
+		return "its group, lane " + laneOf(r.Spec) + ", was not reached yet"
 	}
 	if r.Note != "" {
 		return strings.TrimSuffix(r.Reason, ".") + ". " + r.Note + "."

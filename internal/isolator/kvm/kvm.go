@@ -123,11 +123,17 @@ func (k *KVM) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
 	if err != nil {
 		return plan, err
 	}
-	if plan.Late, err = k.units(in); err != nil {
+	size, err := k.size(in.Pod)
+	if err != nil {
 		return plan, fmt.Errorf("plan pod: %w", err)
 	}
+	plan.Late = k.units(in, size)
+	booted := machine.Size{Memory: size.memory * mebi, CPUs: size.cpus}
+	if in.Pod.Resources != nil {
+		booted.Limit = max(in.Pod.Resources.Memory, 0)
+	}
 	what, err := json.MarshalIndent(machine.Plan{
-		Machine: guest.Machine{Hostname: in.Pod.Hostname, ShmBytes: shmSize}, Sysctls: in.Pod.Sysctls,
+		Machine: guest.Machine{Hostname: in.Pod.Hostname, ShmBytes: shmSize}, Sysctls: in.Pod.Sysctls, Size: booted,
 		CID: machine.Address(string(in.Pod.ID)), Run: in.Dir.Run, Boot: k.cfg.Boot, DiskBytes: k.cfg.Disk,
 		Cgroup: path.Join("/sys/fs/cgroup", unit.CgroupOf(in.Pod.Slice)),
 	}, "", "  ")

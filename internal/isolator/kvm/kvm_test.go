@@ -156,12 +156,31 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// made writes down what a pod's machine is booted with.
+func made(t *testing.T, k *KVM, r *pod.Resources) isolator.Sandbox {
+	t.Helper()
+	in := isolator.Sandbox{Pod: input().Pod, Dir: isolator.Dirs{Pod: t.TempDir(), Run: "/run/gantry/pods/" + podID}}
+	in.Pod.Resources = r
+	plan, err := k.Sandbox(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range plan.Files {
+		if f.Path == machine.PlanFile {
+			if err := os.WriteFile(filepath.Join(in.Dir.Pod, f.Path), f.Data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return in
+}
+
 // TestResize: what a machine that runs cannot have is refused before anything is changed.
 func TestResize(t *testing.T) {
 	t.Parallel()
 	k, own := newKVM(t), &pod.Resources{Memory: 612 << 20, CPUQuota: 150000, CPUPeriod: 100000}
 	for name, c := range map[string]struct {
-		pod  *pod.Resources // nil has 512 MiB and 2 processors, own the same
+		pod  *pod.Resources // of which it was made; nil has 512 MiB and 2 processors, own the same
 		want pod.Resources
 		kind error
 		text string
@@ -170,7 +189,7 @@ func TestResize(t *testing.T) {
 		"fewer processors":       {own, pod.Resources{Memory: 612 << 20, CPUQuota: 20000, CPUPeriod: 100000, CPUShares: 50}, nil, ""},
 		"as many processors":     {own, pod.Resources{CPUQuota: 200000, CPUPeriod: 100000}, nil, ""},
 		"more processors":        {own, pod.Resources{CPUQuota: 200001, CPUPeriod: 100000}, pod.ErrUnsupported, "limit of 3 processors: the pod's machine has 2"},
-		"more memory":            {own, pod.Resources{Memory: 700 << 20}, pod.ErrUnsupported, "memory limit of 700 MiB: the pod's machine has 512 and 100 for itself"},
+		"more memory":            {own, pod.Resources{Memory: 700 << 20}, pod.ErrUnsupported, "memory limit of 700 MiB: the pod's machine has 512 beside"},
 		"less memory":            {own, pod.Resources{Memory: 512 << 20}, pod.ErrUnsupported, "cannot change while it runs"},
 		"no limit any more":      {own, pod.Resources{Memory: -1}, nil, ""},
 		"a first limit":          {nil, pod.Resources{Memory: 300 << 20}, pod.ErrUnsupported, "cannot change while it runs"},
@@ -178,14 +197,19 @@ func TestResize(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, _, err := k.PodResources(&pod.Pod{ID: podID, PodResources: pod.PodResources{Resources: c.pod}}, c.want)
+			in := made(t, k, c.pod)
+			// What the pod's limits are now, and what the operator says now, does not matter.
+			in.Pod.Resources = &pod.Resources{Memory: -1, CPUQuota: 1000, CPUPeriod: 100000}
+			other := *k
+			other.cfg.Overhead, other.cfg.Memory, other.cfg.CPUs = 1<<20, 1<<30, 64
+			_, _, err := other.PodResources(in.Pod, in.Dir, c.want)
 			if !errors.Is(err, c.kind) || err != nil && !strings.Contains(err.Error(), c.text) {
 				t.Errorf("got %v, want %q", err, c.text)
 			}
 		})
 	}
-	p := &pod.Pod{ID: podID, PodResources: pod.PodResources{Resources: own}}
-	err := k.Update(t.Context(), p, appID, pod.Resources{Memory: 100 << 20}, pod.Resources{Memory: 513 << 20})
+	in := made(t, k, own)
+	err := k.Update(t.Context(), in.Pod, in.Dir, appID, pod.Resources{Memory: 100 << 20}, pod.Resources{Memory: 513 << 20})
 	if !errors.Is(err, pod.ErrInvalid) || !strings.Contains(err.Error(), "the pod's machine has 512") {
 		t.Errorf("an app with more than its machine: %v", err)
 	}

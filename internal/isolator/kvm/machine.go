@@ -15,12 +15,8 @@ import (
 )
 
 // units are the file server and the machine, which is up when it has the pod's network.
-func (k *KVM) units(in isolator.Sandbox) ([]unit.Unit, error) {
-	size, err := k.size(in.Pod)
-	if err != nil {
-		return nil, err
-	}
-	return []unit.Unit{k.server(in), k.machine(in, size)}, nil
+func (k *KVM) units(in isolator.Sandbox, s size) []unit.Unit {
+	return []unit.Unit{k.server(in), k.machine(in, s)}
 }
 
 // size is what a machine has.
@@ -51,10 +47,18 @@ func (k *KVM) size(p *pod.Pod) (size, error) {
 			return s, recipe.Invalid("memory limit of %d MiB: a machine needs at least %d, of which %d are kvm.overhead", limit/mebi, leastMemory+k.cfg.Overhead/mebi, k.cfg.Overhead/mebi)
 		}
 	}
-	if quota, period := p.Resources.CPUQuota, p.Resources.CPUPeriod; quota > 0 && period > 0 {
-		s.cpus = int(min((quota+period-1)/period, mostCPUs))
+	if n := processors(*p.Resources); n > 0 {
+		s.cpus = n
 	}
 	return s, nil
+}
+
+// processors are as many as a limit needs; 0 is no limit.
+func processors(r pod.Resources) int {
+	if r.CPUQuota <= 0 || r.CPUPeriod <= 0 {
+		return 0
+	}
+	return int(min((r.CPUQuota+r.CPUPeriod-1)/r.CPUPeriod, mostCPUs))
 }
 
 // common are the properties of both units.

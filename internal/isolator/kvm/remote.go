@@ -57,13 +57,13 @@ func (k *KVM) Dial(ctx context.Context, p *pod.Pod, port uint16) (net.Conn, erro
 }
 
 // Update changes the limits of an app that runs, in the machine.
-func (k *KVM) Update(ctx context.Context, p *pod.Pod, app pod.ID, was, now pod.Resources) error {
-	s, err := k.size(p)
+func (k *KVM) Update(ctx context.Context, p *pod.Pod, d isolator.Dirs, app pod.ID, was, now pod.Resources) error {
+	has, err := machine.SizeOf(d.Pod)
 	if err != nil {
 		return err
 	}
-	if has := s.memory * mebi; has > 0 && now.Memory > has && now.Memory > was.Memory {
-		return recipe.Invalid("memory limit of %d MiB: the pod's machine has %d, and gets no more while it runs", now.Memory/mebi, s.memory)
+	if now.Memory > has.Memory && now.Memory > was.Memory {
+		return recipe.Invalid("memory limit of %d MiB: the pod's machine has %d, and gets no more while it runs", now.Memory/mebi, has.Memory/mebi)
 	}
 	files, err := limits(now)
 	if err != nil {
@@ -74,25 +74,17 @@ func (k *KVM) Update(ctx context.Context, p *pod.Pod, app pod.ID, was, now pod.R
 
 // PodResources are the limits of a pod that runs. Its machine keeps the memory and the
 // processors that it was booted with: it can neither get more nor give any back.
-func (k *KVM) PodResources(p *pod.Pod, r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
-	has, err := k.size(p)
+func (k *KVM) PodResources(_ *pod.Pod, d isolator.Dirs, r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
+	has, err := machine.SizeOf(d.Pod)
 	if err != nil {
 		return nil, nil, err
 	}
-	was := pod.Resources{}
-	if p.Resources != nil {
-		was = *p.Resources
+	if r.Memory > 0 && r.Memory != has.Limit {
+		return nil, nil, fmt.Errorf("memory limit of %d MiB: the pod's machine has %d beside what is the host's, which cannot change while it runs: %w",
+			r.Memory/mebi, has.Memory/mebi, pod.ErrUnsupported)
 	}
-	if r.Memory > 0 && r.Memory != was.Memory {
-		return nil, nil, fmt.Errorf("memory limit of %d MiB: the pod's machine has %d and %d for itself, which cannot change while it runs: %w",
-			r.Memory/mebi, has.memory, k.cfg.Overhead/mebi, pod.ErrUnsupported)
-	}
-	asked := *p
-	asked.Resources = &pod.Resources{CPUQuota: r.CPUQuota, CPUPeriod: r.CPUPeriod}
-	if want, err := k.size(&asked); err != nil {
-		return nil, nil, err
-	} else if r.CPUQuota > 0 && want.cpus > has.cpus {
-		return nil, nil, fmt.Errorf("limit of %d processors: the pod's machine has %d, which cannot change while it runs: %w", want.cpus, has.cpus, pod.ErrUnsupported)
+	if want := processors(r); want > has.CPUs {
+		return nil, nil, fmt.Errorf("limit of %d processors: the pod's machine has %d, which cannot change while it runs: %w", want, has.CPUs, pod.ErrUnsupported)
 	}
 	return recipe.Resources(r)
 }
