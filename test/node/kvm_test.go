@@ -159,6 +159,51 @@ func TestMachinesWhileTheServerIsKilled(t *testing.T) {
 	}
 }
 
+// TestServerKilledWhileAMachineIsMade kills gantry-cri at the boundaries where the making
+// of a machine differs from that of another pod. What is left is not ready, and the next
+// try makes a sandbox; the network that the dead one had is given back.
+func TestServerKilledWhileAMachineIsMade(t *testing.T) {
+	guard(t)
+	needsGantry(t)
+	withMachines(t)
+	e := dial(t)
+	e.pull(t, busybox)
+	aim := aimAtServer(t)
+	for _, step := range []string{"late units", "network", "late units are up", "network record"} {
+		for _, when := range []string{"before", "after"} {
+			point := "create pod/" + step + "/" + when
+			config := e.podConfig(t, "made")
+			aim(point)
+			if _, err := e.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: "kvm"}); err == nil {
+				t.Errorf("%s: it did not die", point)
+			}
+			aim("")
+			var there []*cri.PodSandbox
+			e.insist(t, point+": a list", func(ctx context.Context) (err error) {
+				there, err = e.sandboxesOf(ctx, config)
+				return err
+			})
+			whole := point == "create pod/network record/after"
+			for _, s := range there {
+				if ready := s.State == cri.PodSandboxState_SANDBOX_READY; ready != whole {
+					t.Errorf("%s: what is left is %s", point, s.State)
+				}
+			}
+			var id string
+			e.insist(t, point+": the next try", func(ctx context.Context) error {
+				resp, err := e.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: "kvm"})
+				id = resp.GetPodSandboxId()
+				return err
+			})
+			p := pod{e, id, config}
+			if c := p.runScript(t, "app", "exit 42"); c.wait(t, patience(time.Minute)).ExitCode != 42 {
+				t.Errorf("%s: its container ended as %v", point, c.status(t))
+			}
+			e.insist(t, point+": the end", func(ctx context.Context) error { return e.end(ctx, id) })
+		}
+	}
+}
+
 const (
 	writes = 200 // lines
 	lasts  = writes * 50 * time.Millisecond
