@@ -335,13 +335,14 @@ func TestFlyKilledStarts(t *testing.T) {
 	pull(t, n, busybox)
 	p := newPod(t, n, inFly, func(p *pod.Pod) { p.Annotations = map[string]string{"gantry.io/fly-mounts": "host"} })
 	dir := filepath.Join("/sys/fs/cgroup", unit.CgroupOf(p.Slice))
+	const most, steps = 50, 10
 	cut := 0
-	for i := range machine.Amount(50, 10) {
+	for i := 0; i < machine.Amount(most, steps) || cut == 0 && i < most; i++ { // a short run goes on until one fell into a start
 		a := newApp(t, n, p, command("sleep", "1000"))
 		ctx, cancel := context.WithTimeout(t.Context(), patience(20*time.Second))
 		started := make(chan error, 1)
 		go func() { started <- n.StartApp(ctx, a.ID) }()
-		time.Sleep(time.Duration(i) * patience(10*time.Millisecond))
+		time.Sleep(time.Duration(i%steps)*patience(10*time.Millisecond) + time.Duration(i/steps)*patience(2*time.Millisecond))
 		killBelow(t, dir)
 		err := <-started
 		cancel()

@@ -100,6 +100,7 @@ func TestCreatedOnce(t *testing.T) {
 	guard(t)
 	needsGantry(t) // others answer the second with an error, or make another
 	e := dial(t)
+	e.pull(t, busybox)
 	config := e.podConfig(t, "once")
 	impatient, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
