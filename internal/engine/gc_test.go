@@ -1,8 +1,11 @@
 package engine
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"gantry/internal/isolator"
@@ -67,6 +70,102 @@ func TestGCKeepsTheNetworkOfAPodThatBecameReady(t *testing.T) {
 	}
 	if has() || len(g.report.Items) != 1 {
 		t.Errorf("gc left the network of a pod that is down: %v", g.report.Items)
+	}
+}
+
+// TestGCOfAPodCutOff: a pod that had got its network when its making was cut off, and whose
+// unit is gone, has it no longer after gc.
+func TestGCOfAPodCutOff(t *testing.T) {
+	t.Parallel()
+	e := newTestEngine(t, systemdtest.New(nil))
+	p := &pod.Pod{ID: pod.NewID(), Owner: pod.OwnerCRI, Name: "web", Isolator: "oci", Namespaces: pod.Namespaces{Network: pod.NamespacePod}}
+	lock, err := e.store.CreatePod(p, nil)
+	if err == nil {
+		_, private := network.Result{ConfList: []byte(`{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"plug"}]}`)}.Split()
+		err = errors.Join(e.store.WriteAttachment(p.ID, private), lock.Unlock())
+	}
+	if err != nil || !e.store.HasAttachment(p.ID) {
+		t.Fatal(err)
+	}
+	g := &gc{e: e}
+	if err := g.stale(t.Context(), pod.PodStatus{Pod: p}); err != nil {
+		t.Error(err)
+	}
+	if e.store.HasAttachment(p.ID) || len(g.report.Items) != 1 {
+		t.Errorf("it has its network still: %v", g.report.Items)
+	}
+}
+
+// TestGCOfUnits: what is left of pods that are not on disk is stopped, their slices too; what
+// is of a pod that is, or of nobody's, is not.
+func TestGCOfUnits(t *testing.T) {
+	t.Parallel()
+	forever := func(ctx context.Context, p systemdtest.Process) systemdtest.Exit {
+		select {
+		case <-p.Signals:
+		case <-ctx.Done():
+		}
+		return systemdtest.Exit{}
+	}
+	pid1 := systemdtest.New(forever)
+	t.Cleanup(func() { pid1.Close() })
+	e := newTestEngine(t, pid1)
+	known := &pod.Pod{ID: pod.NewID(), Owner: pod.OwnerCRI, Name: "web", Isolator: "oci", CgroupParent: "x.slice"}
+	lock, err := e.store.CreatePod(known, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Unlock()
+	run := unit.Property{Name: "ExecStart", Value: unit.Commands{{Path: "/run", Args: []string{"/run"}}}}
+	want := map[string]bool{}
+	for id, stays := range map[string]bool{string(known.ID): true, string(pod.NewID()): false, "something": true} {
+		for _, name := range []string{unit.Machine(id), unit.FileServer(id), unit.PodSlice(id)} {
+			u := unit.Unit{Name: name}
+			if !strings.HasSuffix(name, ".slice") {
+				u.Properties = []unit.Property{run}
+			}
+			if err := pid1.Launch(t.Context(), u); err != nil {
+				t.Fatal(err)
+			}
+			want[name] = stays
+		}
+	}
+	g := &gc{e: e}
+	if err := g.orphanUnits(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for name, stays := range want {
+		if s, err := pid1.State(t.Context(), name); err != nil || s.Running() != stays {
+			t.Errorf("%s runs: %t, want %t (%v)", name, s.Running(), stays, err)
+		}
+	}
+	if n := len(g.report.Items); n != 3 {
+		t.Errorf("it reports %d: %v", n, g.report.Items)
+	}
+}
+
+// TestSliceOfAForgottenPod: it goes with the pod's record, if nothing has stopped it before.
+func TestSliceOfAForgottenPod(t *testing.T) {
+	t.Parallel()
+	pid1 := systemdtest.New(nil)
+	t.Cleanup(func() { pid1.Close() })
+	e := newTestEngine(t, pid1)
+	for parent, stays := range map[string]bool{"": false, "kubepods.slice": true} {
+		p := &pod.Pod{ID: pod.NewID(), Owner: pod.OwnerCLI, Name: "web" + parent, Isolator: "oci", CgroupParent: parent}
+		lock, err := e.store.CreatePod(p, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		slice := unit.PodSlice(string(p.ID))
+		if err := pid1.Launch(t.Context(), unit.Unit{Name: slice}); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(e.forgetPod(t.Context(), p), lock.Unlock()); err != nil {
+			t.Error(err)
+		}
+		if s, err := pid1.State(t.Context(), slice); err != nil || s.Running() != stays {
+			t.Errorf("below %q its slice runs: %t (%v)", parent, s.Running(), err)
+		}
 	}
 }
 

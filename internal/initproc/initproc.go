@@ -73,8 +73,8 @@ func Main(argv0 string, args []string) error {
 	if len(args) > 0 && args[0] == "exec" {
 		return execIn(args[1:])
 	}
-	if len(args) >= 3 && args[0] == "host-path" {
-		return hostPath(args[1], args[2], len(args) == 4 && args[3] == "make", os.Stdout)
+	if make := len(args) == 4 && args[3] == "make"; len(args) > 0 && args[0] == "host-path" && (len(args) == 3 || make) {
+		return hostPath(args[1], args[2], make, os.Stdout)
 	}
 	if len(args) != 2 {
 		return errUsage

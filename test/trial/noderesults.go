@@ -170,13 +170,18 @@ func readResults(path string) (all specResults, err error) {
 	return all, nil
 }
 
+// recorded are the results in the repository, and where that is.
+func recorded() (repo string, all specResults, err error) {
+	if repo, err = repository(); err != nil {
+		return "", nil, err
+	}
+	all, err = readResults(filepath.Join(repo, conformanceResults))
+	return repo, all, err
+}
+
 // missingSpecs are those without a recorded pass.
 func missingSpecs(specs []string) (out []string, err error) {
-	repo, err := repository()
-	if err != nil {
-		return nil, err
-	}
-	all, err := readResults(filepath.Join(repo, conformanceResults))
+	_, all, err := recorded()
 	if err != nil {
 		return nil, err
 	}
@@ -189,12 +194,7 @@ func missingSpecs(specs []string) (out []string, err error) {
 
 // recordResults puts results into the repository, in the place of older ones.
 func recordResults(results specResults) error {
-	repo, err := repository()
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(repo, conformanceResults)
-	all, err := readResults(path)
+	repo, all, err := recorded()
 	if err != nil {
 		return err
 	}
@@ -231,11 +231,7 @@ const maxPeerLog = 20_000
 
 // recordPeer notes which of Gantry's recorded failures containerd has too.
 func recordPeer(results []specResult) error {
-	repo, err := repository()
-	if err != nil {
-		return err
-	}
-	all, err := readResults(filepath.Join(repo, conformanceResults))
+	repo, all, err := recorded()
 	if err != nil {
 		return err
 	}
