@@ -17,6 +17,7 @@ import (
 
 	"gantry/internal/disk"
 	"gantry/internal/image/erofs"
+	"gantry/internal/pod"
 )
 
 // The names of workspaces begin like this.
@@ -37,14 +38,32 @@ func (s *Store) complete(hex string) bool {
 	return s.missing(img) == ""
 }
 
-// missing names a layer that an image lacks.
+// missing is a file of the two kinds that an image's tree is made of, and that is not there.
 func (s *Store) missing(img *Image) string {
+	files := []string{filepath.Join(s.imageDir(hexOf(img.ID)), mergedFile)}
 	for _, l := range img.Layers {
-		if _, err := os.Stat(s.layerPath(hexOf(l.DiffID))); err != nil {
-			return l.DiffID
+		files = append(files, s.layerPath(hexOf(l.DiffID)))
+	}
+	for _, path := range files {
+		if _, err := os.Stat(path); err != nil {
+			return path
 		}
 	}
 	return ""
+}
+
+// Whole is an error for an image of which something is missing on the disk. Another pull
+// brings it.
+func (s *Store) Whole(img *Image) error {
+	path := s.missing(img)
+	if path == "" {
+		return nil
+	}
+	name := img.ID
+	if len(img.Tags) > 0 {
+		name = img.Tags[0]
+	}
+	return fmt.Errorf("image %s is damaged: %s is not there: pull it again (gantry pull %s): %w", name, path, name, pod.ErrState)
 }
 
 // storeImage builds the image's directory and puts it in place. It asks for

@@ -59,16 +59,17 @@ func flatten(n *erofs.Node, at []uint32, seen map[*erofs.Node]bool) {
 	}
 }
 
-// EnsureTree makes sure that what Tree says can be mounted: a machine that was
-// booted with another kernel can need files that the pull had no reason to make.
+// EnsureTree makes sure that what Tree says can be mounted: files may be gone, and a
+// machine that was booted with another kernel can need some that the pull had no reason
+// to make.
 func (s *Store) EnsureTree(ctx context.Context, id string) (err error) {
 	hex := hexOf(id)
 	path := filepath.Join(s.imageDir(hex), flatFile)
-	if s.mode != MountLoop || disk.Exists(path) {
-		return nil
-	}
 	img, err := s.Image(id)
-	if err != nil {
+	if err == nil {
+		err = s.Whole(img)
+	}
+	if err != nil || s.mode != MountLoop || disk.Exists(path) {
 		return err
 	}
 	w, err := s.work(ctx, imagePrefix+hex)

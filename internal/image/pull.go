@@ -31,10 +31,10 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 	}
 	if o.Policy == IfMissing || o.Policy == Never {
 		img, err := s.Image(named.String())
-		if err == nil {
+		if err == nil && (o.Policy == Never || s.missing(img) == "") {
 			return img, nil
 		}
-		if o.Policy == Never || !errors.Is(err, pod.ErrNotFound) {
+		if o.Policy == Never || err != nil && !errors.Is(err, pod.ErrNotFound) {
 			return nil, fmt.Errorf("pull image: policy is %s: %w", o.Policy, err)
 		}
 	}

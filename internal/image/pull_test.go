@@ -182,6 +182,47 @@ func TestSecondPullIsCheap(t *testing.T) {
 	}
 }
 
+// TestPullRepairs: an image of which a file is gone is told of with the remedy, and a pull
+// brings what is missing, whatever its policy. Nothing else is downloaded.
+func TestPullRepairs(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	ref := r.push(t, "a:1", imageWith(t, v1.Config{}, gzLayer(t, entry{name: "./"}, file("a", "1")), gzLayer(t, entry{name: "./"}, file("b", "2"))))
+	s := newStore(t, nil, r)
+	img := pullOf(t, s, ref)
+	want := treeOf(t, s, img)
+	if err := s.Whole(img); err != nil {
+		t.Error(err)
+	}
+	for _, path := range []string{s.layerPath(hexOf(img.Layers[1].DiffID)), filepath.Join(s.imageDir(hexOf(img.ID)), mergedFile)} {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		for _, err := range []error{s.Whole(img), s.EnsureTree(t.Context(), img.ID)} {
+			if !errors.Is(err, pod.ErrState) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "gantry pull "+ref) {
+				t.Errorf("without %s: %v", path, err)
+			}
+		}
+		if never, err := s.Pull(t.Context(), ref, PullOptions{Policy: Never}); err != nil || never.ID != img.ID {
+			t.Errorf("Never: %v, %v", never, err)
+		}
+		r.setWrap(nil)
+		again, err := s.Pull(t.Context(), ref, PullOptions{Policy: IfMissing})
+		if err != nil || again.ID != img.ID {
+			t.Fatalf("pull: %v, %v", again, err)
+		}
+		if n := r.blobs("GET"); n > 2 {
+			t.Errorf("%d downloads for one file", n)
+		}
+		if err := s.Whole(again); err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(want, treeOf(t, s, again)); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
 func TestTagMoves(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t)
