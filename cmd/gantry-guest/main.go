@@ -6,10 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sirupsen/logrus"
 
 	"gantry/internal/guest"
 	"gantry/internal/machine"
@@ -46,6 +49,7 @@ func main() {
 		}
 		return
 	}
+	logrus.SetOutput(io.Discard) // the transport's, of which a hostile machine could have lines without end
 	ctx := context.Background()
 	if os.Getpid() == 1 {
 		guest.First(ctx, version)

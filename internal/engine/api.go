@@ -112,6 +112,8 @@ type API interface {
 	ReopenLog(ctx context.Context, id pod.ID) error
 
 	MeasureLayers(apps []pod.AppStatus)
+	// LayersUsed is what all writable layers held when they were looked at last.
+	LayersUsed() (bytes, inodes uint64)
 	AppStats(ctx context.Context, id pod.ID) (Stats, error)
 	PodStats(ctx context.Context, id pod.ID) (PodStats, error)
 	AppMetrics(ctx context.Context, id pod.ID) (Metrics, error)

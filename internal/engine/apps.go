@@ -395,7 +395,7 @@ type forgetter interface {
 
 // podForgetter is one that has to know the pod, too.
 type podForgetter interface {
-	ForgetIn(ctx context.Context, p *pod.Pod, app pod.ID) error
+	ForgetIn(ctx context.Context, d isolator.Dirs, app pod.ID) error
 }
 
 // appRemoval takes the record last: what goes after it, nobody would know of.
@@ -411,13 +411,16 @@ func (e *Engine) appRemoval(p *pod.Pod, a *pod.App) operation {
 			if iso, ok := e.iso[p.Isolator].(podForgetter); ok {
 				bounded, cancel := context.WithTimeout(ctx, remoteTime)
 				defer cancel()
-				return iso.ForgetIn(bounded, p, a.ID)
+				return iso.ForgetIn(bounded, e.dirs(p.ID, a.ID), a.ID)
 			}
 			return nil
 		}},
 		{name: "output", do: func(ctx context.Context) error { return e.dropOutput(ctx, a) }},
 		{name: "spool", do: func(context.Context) error { return e.forgetExit(a.ID) }},
-		{name: "record", do: func(context.Context) error { return e.store.RemoveApp(a) }},
+		{name: "record", do: func(context.Context) error {
+			e.usage.forget(a.ID)
+			return e.store.RemoveApp(a)
+		}},
 	}}
 }
 

@@ -268,6 +268,7 @@ type joined struct {
 	done chan struct{}
 	err  error
 	id   pod.ID
+	at   position
 }
 
 // do runs f once for all who ask for the same key at the same time. A caller whose
@@ -283,7 +284,7 @@ func (j *joins) do(ctx context.Context, key string, f func(context.Context) (pod
 		j.calls[key] = c
 		go func() {
 			c.err = noPanic(j.log, key, func() (err error) {
-				c.id, err = f(context.WithoutCancel(ctx))
+				c.id, err = f(context.WithValue(context.WithoutCancel(ctx), positionKey{}, &c.at))
 				return err
 			})
 			j.mu.Lock()
@@ -297,7 +298,7 @@ func (j *joins) do(ctx context.Context, key string, f func(context.Context) (pod
 	case <-c.done:
 		return c.id, c.err
 	case <-ctx.Done():
-		return "", fmt.Errorf("%s: still under way, a retry joins it: %w", key, ctx.Err())
+		return "", fmt.Errorf("%s: still under way%s, a retry joins it: %w", key, c.at.text(), ctx.Err())
 	}
 }
 

@@ -173,7 +173,9 @@ func (g *gc) tryLock(ctx context.Context, id pod.ID) (*disk.Lock, error) {
 	lock, err := g.e.store.TryLock(id)
 	switch {
 	case errors.Is(err, disk.ErrLocked):
-		g.e.killStale(ctx, id)
+		if !g.o.DryRun {
+			g.e.killStale(ctx, id)
+		}
 		return nil, nil
 	case errors.Is(err, pod.ErrNotFound):
 		return nil, nil
@@ -290,9 +292,6 @@ func (g *gc) execs(ctx context.Context) error { return g.e.staleExecs(ctx, g.tak
 // network takes leases back that no pod holds. Pods that are stopped but could
 // not give theirs back keep their record, and are tried again here.
 func (g *gc) network(ctx context.Context) error {
-	if g.o.DryRun {
-		return nil
-	}
 	var keep []network.Attachment
 	var errs []error
 	for _, p := range g.pods {
@@ -300,12 +299,19 @@ func (g *gc) network(ctx context.Context) error {
 			keep = append(keep, g.e.down.attachment(p.Pod, nil))
 			continue
 		}
+		goes := func(i GCItem) bool { return i.Name == string(p.ID) }
+		if g.o.DryRun && slices.ContainsFunc(g.report.Items, goes) {
+			continue // its network goes with it
+		}
 		errs = append(errs, g.stale(ctx, p))
 	}
 	for _, id := range g.e.unreadPods() { // whether they are up is not looked at
 		keep = append(keep, network.Attachment{Pod: id})
 	}
-	return errors.Join(append(errs, g.e.cfg.Network.GC(ctx, keep))...)
+	if !g.o.DryRun { // which of the leases that no pod has would go only the plugins know
+		errs = append(errs, g.e.cfg.Network.GC(ctx, keep))
+	}
+	return errors.Join(errs...)
 }
 
 // stale gives back the network of a pod that is not up, if it has one still. A

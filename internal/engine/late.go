@@ -54,7 +54,7 @@ func (l *lateStart) failed() error {
 // awaitLate tells the late units that the network is there, and waits until they are up.
 func (m *making) awaitLate(context.Context) error {
 	defer m.late.cancel()
-	if iso, ok := m.e.iso[m.p.Isolator].(lateIsolator); ok && !m.p.HostNetwork() {
+	if iso, ok := m.e.iso[m.p.Isolator].(isolator.Belated); ok && !m.p.HostNetwork() {
 		if err := iso.Networked(m.e.dirs(m.p.ID, "")); err != nil {
 			return err
 		}
@@ -65,7 +65,7 @@ func (m *making) awaitLate(context.Context) error {
 // furnishLate makes what all pods' late units need. It is not ended with the making of one
 // pod: others wait for it too, and what was not finished would be in the way.
 func (m *making) furnishLate(ctx context.Context) error {
-	if iso, ok := m.e.iso[m.p.Isolator].(lateIsolator); ok {
+	if iso, ok := m.e.iso[m.p.Isolator].(isolator.Belated); ok {
 		return iso.Furnish(ctx)
 	}
 	return nil
@@ -85,7 +85,7 @@ func (m *making) startLate(ctx context.Context) error {
 	if !errors.As(err, &job) {
 		return err
 	}
-	if iso, ok := m.e.iso[m.p.Isolator].(lateIsolator); ok {
+	if iso, ok := m.e.iso[m.p.Isolator].(isolator.Belated); ok {
 		// What they say at their end may be all that they say. The undoing stops them again.
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		_ = m.stopLateUnits(stop)
@@ -119,23 +119,9 @@ func (m *making) stopLateUnits(ctx context.Context) error {
 	return m.e.stopUnits(ctx, names)
 }
 
-// lateIsolator is one whose pods have late units.
-type lateIsolator interface {
-	// LateUnits are the names of those that a pod has, the last one first.
-	LateUnits(id pod.ID) []string
-	// LateErrors are files in which they say why they did not come up: the first that is
-	// there counts.
-	LateErrors(d isolator.Dirs) []string
-	// Networked tells those of a pod that it has its network, which is made while they start.
-	Networked(d isolator.Dirs) error
-	// Furnish makes what the late units of all pods need, unless it is there. That is the
-	// node's, so no pod's limits are to hold it up.
-	Furnish(ctx context.Context) error
-}
-
 // lateUnits are those of a pod that there is, the last one first.
 func (e *Engine) lateUnits(p *pod.Pod) []string {
-	if iso, ok := e.iso[p.Isolator].(lateIsolator); ok {
+	if iso, ok := e.iso[p.Isolator].(isolator.Belated); ok {
 		return iso.LateUnits(p.ID)
 	}
 	return nil

@@ -13,9 +13,9 @@ import (
 // meter is an isolator whose apps are counted elsewhere than in their units' cgroups.
 type meter interface {
 	// Measure reads files of an app's cgroup.
-	Measure(ctx context.Context, p *pod.Pod, app pod.ID, files []string) (isolator.Reading, error)
+	Measure(ctx context.Context, d isolator.Dirs, app pod.ID, files []string) (isolator.Reading, error)
 	// MeasureLayer looks at what an app's writable layer holds. It may take long.
-	MeasureLayer(ctx context.Context, p *pod.Pod, app pod.ID) (bytes, inodes uint64, err error)
+	MeasureLayer(ctx context.Context, d isolator.Dirs, app pod.ID) (bytes, inodes uint64, err error)
 }
 
 // measuredFiles are all that Stats and Metrics are made of.
@@ -101,7 +101,7 @@ func (e *Engine) beginReading(a pod.AppStatus) *reading {
 		return nil
 	}
 	return e.readings.begin(e.life, a.ID, func(ctx context.Context) (isolator.Reading, error) {
-		return m.Measure(ctx, p, a.ID, measuredFiles)
+		return m.Measure(ctx, e.dirs(p.ID, a.ID), a.ID, measuredFiles)
 	})
 }
 
@@ -130,7 +130,7 @@ func (e *Engine) layer(a pod.AppStatus) layer {
 	return layer{remote: true, look: func(ctx context.Context) (uint64, uint64, bool) {
 		ctx, cancel := context.WithTimeout(ctx, layerTime)
 		defer cancel()
-		bytes, inodes, err := m.MeasureLayer(ctx, p, a.ID)
+		bytes, inodes, err := m.MeasureLayer(ctx, e.dirs(p.ID, a.ID), a.ID)
 		return bytes, inodes, err == nil
 	}}
 }

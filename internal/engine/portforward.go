@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 
+	"gantry/internal/isolator"
 	"gantry/internal/network"
 	"gantry/internal/pod"
 )
@@ -30,12 +31,12 @@ func (e *Engine) PortForward(ctx context.Context, id pod.ID, port uint16, stream
 
 // dialer is an isolator whose pods have a loopback that is not the host's kernel's.
 type dialer interface {
-	Dial(ctx context.Context, p *pod.Pod, port uint16) (net.Conn, error)
+	Dial(ctx context.Context, d isolator.Dirs, port uint16) (net.Conn, error)
 }
 
 func (e *Engine) dialPod(ctx context.Context, p *pod.Pod, port uint16) (net.Conn, error) {
 	if iso, ok := e.iso[p.Isolator].(dialer); ok {
-		return iso.Dial(ctx, p, port)
+		return iso.Dial(ctx, e.dirs(p.ID, ""), port)
 	}
 	return network.Dial(ctx, e.down.netns(p), int(port))
 }

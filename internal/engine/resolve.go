@@ -26,7 +26,7 @@ const defaultStopTimeout = 30 * time.Second
 // resolve looks up everything that a plan must not: users and defaults in the
 // image, sources of mounts and devices on the host.
 func (e *Engine) resolve(ctx context.Context, p *pod.Pod, s AppSpec) (*pod.App, pod.Secret, error) {
-	img, err := e.cfg.Images.Image(s.Image)
+	img, err := e.wholeImage(s.Image)
 	if err != nil {
 		return nil, pod.Secret{}, err
 	}
@@ -222,7 +222,7 @@ func (e *Engine) resolveHostPath(ctx context.Context, p *pod.Pod, m *pod.Mount) 
 }
 
 func (e *Engine) resolveImageVolume(m *pod.Mount) error {
-	img, err := e.cfg.Images.Image(firstOf(m.Image.ID, m.Image.Name))
+	img, err := e.wholeImage(firstOf(m.Image.ID, m.Image.Name))
 	if err != nil {
 		return err
 	}
@@ -236,6 +236,15 @@ func (e *Engine) resolveImageVolume(m *pod.Mount) error {
 		err = fmt.Errorf("the image has no %q: %w", m.ImageSubPath, pod.ErrInvalid)
 	}
 	return err
+}
+
+// wholeImage finds an image of which nothing is missing.
+func (e *Engine) wholeImage(name string) (*image.Image, error) {
+	img, err := e.cfg.Images.Image(name)
+	if err == nil {
+		err = e.cfg.Images.Whole(img)
+	}
+	return img, err
 }
 
 // pathCause drops the operation and path of an error that names them already.

@@ -32,7 +32,7 @@ func (e *Engine) signalApp(ctx context.Context, s pod.AppStatus) error {
 	if iso, ok := e.iso[p.Isolator].(signaler); ok {
 		bounded, cancel := context.WithTimeout(ctx, remoteTime)
 		defer cancel()
-		if err := iso.Signal(bounded, p, s.ID, s.StopSignal, false); err != nil && !errors.Is(err, pod.ErrNotFound) {
+		if err := iso.Signal(bounded, e.dirs(p.ID, s.ID), s.ID, s.StopSignal, false); err != nil && !errors.Is(err, pod.ErrNotFound) {
 			e.log.Warn("an app is not told to stop: it will be killed", "app", s.ID, "err", err)
 		}
 		return nil

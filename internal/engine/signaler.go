@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"gantry/internal/isolator"
 	"gantry/internal/pod"
 	"gantry/internal/systemd"
 	"gantry/internal/unit"
@@ -15,7 +16,7 @@ import (
 // stands for an app, and may be killed and started again without it.
 type signaler interface {
 	// Signal sends a signal to an app's first process, or to all of them.
-	Signal(ctx context.Context, p *pod.Pod, app pod.ID, signal int, all bool) error
+	Signal(ctx context.Context, d isolator.Dirs, app pod.ID, signal int, all bool) error
 }
 
 // remoteTime bounds what is asked of where such an app is: it may hang.
@@ -43,7 +44,7 @@ func (e *Engine) kill(ctx context.Context, s pod.AppStatus) error {
 	const sigKILL = 9
 	bounded, cancel := context.WithTimeout(ctx, remoteTime)
 	defer cancel()
-	if err = iso.Signal(bounded, p, s.ID, sigKILL, true); err == nil {
+	if err = iso.Signal(bounded, e.dirs(p.ID, s.ID), s.ID, sigKILL, true); err == nil {
 		return nil
 	}
 	if !errors.Is(err, pod.ErrNotFound) {

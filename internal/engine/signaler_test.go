@@ -45,7 +45,7 @@ func (f *far) wait(ctx context.Context) error {
 	return fmt.Errorf("it hangs: %w: %w", ctx.Err(), pod.ErrUnavailable)
 }
 
-func (f *far) Signal(ctx context.Context, _ *pod.Pod, app pod.ID, signal int, all bool) error {
+func (f *far) Signal(ctx context.Context, _ isolator.Dirs, app pod.ID, signal int, all bool) error {
 	f.mu.Lock()
 	f.signals = append(f.signals, fmt.Sprint(signal, all))
 	f.mu.Unlock()
@@ -58,7 +58,7 @@ func (f *far) Signal(ctx context.Context, _ *pod.Pod, app pod.ID, signal int, al
 	return nil
 }
 
-func (f *far) Update(_ context.Context, _ *pod.Pod, _ isolator.Dirs, _ pod.ID, was, now pod.Resources) error {
+func (f *far) Update(_ context.Context, _ isolator.Dirs, _ pod.ID, was, now pod.Resources) error {
 	f.updates = append(f.updates, fmt.Sprint(was.Memory, now.Memory))
 	return f.refuses
 }
@@ -71,15 +71,15 @@ func (f *far) Resources(pod.Resources) ([]unit.Property, []isolator.CgroupFile, 
 	return nil, nil, nil
 }
 
-func (f *far) Measure(ctx context.Context, _ *pod.Pod, _ pod.ID, files []string) (isolator.Reading, error) {
+func (f *far) Measure(ctx context.Context, _ isolator.Dirs, _ pod.ID, files []string) (isolator.Reading, error) {
 	return f.reading, f.wait(ctx)
 }
 
-func (f *far) MeasureLayer(ctx context.Context, _ *pod.Pod, _ pod.ID) (bytes, inodes uint64, err error) {
+func (f *far) MeasureLayer(ctx context.Context, _ isolator.Dirs, _ pod.ID) (bytes, inodes uint64, err error) {
 	return 4096, 7, f.wait(ctx)
 }
 
-func (f *far) Dial(_ context.Context, _ *pod.Pod, port uint16) (net.Conn, error) {
+func (f *far) Dial(_ context.Context, _ isolator.Dirs, port uint16) (net.Conn, error) {
 	ours, theirs := net.Pipe()
 	go func() {
 		fmt.Fprintf(theirs, "port %d", port)

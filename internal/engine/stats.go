@@ -40,6 +40,9 @@ func (e *Engine) AppStats(ctx context.Context, id pod.ID) (Stats, error) {
 	return s, nil
 }
 
+// LayersUsed sums up what was seen in the writable layers of apps.
+func (e *Engine) LayersUsed() (bytes, inodes uint64) { return e.usage.sum() }
+
 // MeasureLayers begins to look at what the writable layers of apps hold, at all of
 // them, and to ask machines for their numbers: what is asked for one by one then waits for
 // the same seconds.

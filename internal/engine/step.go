@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -80,6 +81,32 @@ func (e *StageError) Error() string {
 
 func (e *StageError) Unwrap() error { return e.Err }
 
+// position is the step at which an operation is that others wait for.
+type position struct {
+	mu    sync.Mutex
+	step  string
+	began time.Time
+}
+
+// positionKey is that of a context's position.
+type positionKey struct{}
+
+func (p *position) enter(step string, began time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.step, p.began = step, began
+}
+
+// text goes on a sentence. It is "" before the first step.
+func (p *position) text() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.step == "" {
+		return ""
+	}
+	return fmt.Sprintf(", at %q for %s", p.step, round(time.Since(p.began)))
+}
+
 // undoTime bounds the undoing of one step.
 const undoTime = time.Minute
 
@@ -88,6 +115,9 @@ const undoTime = time.Minute
 func (e *Engine) run(ctx context.Context, op operation) error {
 	for i, s := range op.steps {
 		began := time.Now()
+		if at, ok := ctx.Value(positionKey{}).(*position); ok {
+			at.enter(op.name+": "+s.name, began)
+		}
 		err := e.failpoint(op.name, s.name, before)
 		if err == nil {
 			err = s.do(ctx)

@@ -23,7 +23,7 @@ type resizer interface {
 // updater is an isolator that sets the limits of a running app itself: they are not its
 // unit's. It changes nothing that it cannot do.
 type updater interface {
-	Update(ctx context.Context, p *pod.Pod, d isolator.Dirs, app pod.ID, was, now pod.Resources) error
+	Update(ctx context.Context, d isolator.Dirs, app pod.ID, was, now pod.Resources) error
 }
 
 // podResizer is an isolator that cannot give a running pod whatever it asks for.
@@ -185,7 +185,7 @@ func (e *Engine) setLimitsFar(ctx context.Context, iso updater, p *pod.Pod, s po
 	}
 	ctx, cancel := context.WithTimeout(ctx, updateTime)
 	defer cancel()
-	return iso.Update(ctx, p, e.dirs(p.ID, s.ID), s.ID, s.Current, want)
+	return iso.Update(ctx, e.dirs(p.ID, s.ID), s.ID, s.Current, want)
 }
 
 // updateTime bounds a change of limits elsewhere: to lower that of memory may take a while.

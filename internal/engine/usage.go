@@ -132,6 +132,25 @@ func (u *usage) ended(id pod.ID, l *look) {
 	close(l.done)
 }
 
+// sum is what was found in all layers that somebody asks about.
+func (u *usage) sum() (bytes, inodes uint64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, k := range u.known {
+		if time.Since(k.asked) < usageForget {
+			bytes, inodes = bytes+k.bytes, inodes+k.inodes
+		}
+	}
+	return bytes, inodes
+}
+
+// forget is for an app that is no more.
+func (u *usage) forget(id pod.ID) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.known, id)
+}
+
 func (u *usage) last(id pod.ID) (used, bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -38,7 +39,12 @@ type app struct {
 	seccomp  *initproc.Seccomp
 	oomScore int
 	execs    map[string]*process
+	// forgotten while it was being started.
+	forgotten bool
 }
+
+// drainTime is how long after its end others that have a process's output may say something.
+const drainTime = 2 * time.Second
 
 var _ guestpb.GuestService = (*Agent)(nil)
 
@@ -108,13 +114,27 @@ func (a *Agent) Run(_ context.Context, r *guestpb.RunRequest) (*guestpb.RunRespo
 		p, err := a.start(r, in)
 		if err != nil {
 			a.mu.Lock()
-			delete(a.apps, r.App)
+			if a.apps[r.App] == one {
+				delete(a.apps, r.App)
+			}
+			forgotten := one.forgotten
 			a.mu.Unlock()
-			return nil, status.Error(codes.Aborted, errors.Join(err, a.groups.remove(r.App)).Error())
+			undo := a.groups.remove
+			if forgotten {
+				undo = a.takeAway
+			}
+			return nil, status.Error(codes.Aborted, errors.Join(err, undo(r.App)).Error())
 		}
 		a.mu.Lock()
-		a.apps[r.App], one.process = one, p // a start before that failed has taken it out
+		forgotten := one.forgotten
+		if !forgotten {
+			a.apps[r.App], one.process = one, p // a start before that failed has taken it out
+		}
 		a.mu.Unlock()
+		if forgotten { // nobody knows of it
+			p.drop()
+			return nil, status.Error(codes.Aborted, errors.Join(errors.New("it was taken back while it was started"), a.takeAway(r.App)).Error())
+		}
 	}
 	return &guestpb.RunResponse{Started: one.started.UnixNano()}, nil
 }
@@ -143,7 +163,7 @@ func (a *Agent) start(r *guestpb.RunRequest, in initproc.Inside) (*process, erro
 	if err != nil {
 		return nil, err
 	}
-	return launch{inside: in, stdin: r.Stdin, cgroup: dir, pids: pids, oomScore: int(r.OomScoreAdj), ended: func(end *guestpb.WaitResponse) {
+	return launch{inside: in, stdin: r.Stdin, cgroup: dir, pids: pids, oomScore: int(r.OomScoreAdj), drain: drainTime, ended: func(end *guestpb.WaitResponse) {
 		end.OomKills = a.groups.oomKills(app)
 		// In a PID namespace of others what the app has started lives on. If it cannot be
 		// killed, Forget says so.
@@ -247,6 +267,9 @@ func (a *Agent) Forget(_ context.Context, r *guestpb.ForgetRequest) (*guestpb.Fo
 	a.mu.Lock()
 	one := a.apps[r.Ref.App]
 	delete(a.apps, r.Ref.App)
+	if one != nil {
+		one.forgotten = true
+	}
 	var left []*process
 	if one != nil && one.process != nil {
 		left = append(slices.Collect(maps.Values(one.execs)), one.process)
@@ -255,8 +278,12 @@ func (a *Agent) Forget(_ context.Context, r *guestpb.ForgetRequest) (*guestpb.Fo
 	for _, p := range left {
 		p.drop()
 	}
-	err := a.groups.remove(r.Ref.App)
-	return &guestpb.ForgetResponse{}, errors.Join(err, os.RemoveAll(filepath.Join(Scratch, r.Ref.App)), unshare(r.Ref.App))
+	return &guestpb.ForgetResponse{}, a.takeAway(r.Ref.App)
+}
+
+// takeAway kills what is left of an app, and removes what it has written and was shown.
+func (a *Agent) takeAway(app string) error {
+	return errors.Join(a.groups.remove(app), os.RemoveAll(filepath.Join(Scratch, app)), unshare(app))
 }
 
 // Signal sends a signal to a process, or to all of an app.

@@ -21,45 +21,45 @@ type place struct {
 }
 
 // boot does what the first process of a machine has to do before somebody may ask it for
-// anything. It runs in an initramfs, and leaves it.
-func boot() error {
+// anything. It runs in an initramfs, and leaves it. It returns the key of who may.
+func boot() (key []byte, err error) {
 	if err := leaveInitramfs(); err != nil {
-		return fmt.Errorf("leave the initramfs: %w", err)
+		return nil, fmt.Errorf("leave the initramfs: %w", err)
 	}
 	// Nobody is disturbed by its haste yet; each step below waits for the kernel's others.
 	if err := expedite(true); err != nil {
-		return err
+		return nil, err
 	}
 	if err := loadModules(false); err != nil {
-		return fmt.Errorf("load modules: %w", err)
+		return nil, fmt.Errorf("load modules: %w", err)
 	}
 	if err := mountAll([]place{
 		{"cgroup2", cgroupRoot, unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "memory_recursiveprot"},
 		{"virtiofs", Share, unix.MS_NOSUID | unix.MS_NODEV, ""},
 	}); err != nil {
-		return err
+		return nil, err
 	}
 	m, err := readMachine()
 	if err != nil {
-		return fmt.Errorf("read what the machine is to be: %w", err)
+		return nil, fmt.Errorf("read what the machine is to be: %w", err)
 	}
 	if err := seed(m.Seed); err != nil {
-		return fmt.Errorf("seed the random numbers: %w", err)
+		return nil, fmt.Errorf("seed the random numbers: %w", err)
 	}
 	// Nobody is to read later what this machine's keys come from.
 	if err := os.Remove(filepath.Join(Share, MachineFile)); err != nil {
-		return err
+		return nil, err
 	}
 	if err := mountScratch(); err != nil {
-		return fmt.Errorf("mount the writable disk: %w", err)
+		return nil, fmt.Errorf("mount the writable disk: %w", err)
 	}
 	if err := m.apply(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := (groups{cgroupRoot}).prepare(); err != nil {
-		return fmt.Errorf("prepare cgroups: %w", err)
+		return nil, fmt.Errorf("prepare cgroups: %w", err)
 	}
-	return nil
+	return m.Key, nil
 }
 
 // open lets the host reach the machine, which is ready for it.

@@ -42,7 +42,7 @@ func (a *Agent) Exec(_ context.Context, r *guestpb.ExecRequest) (*guestpb.ExecRe
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
-	p, err := launch{inside: in, stdin: r.Stdin, cgroup: dir, app: one.pid, pids: one.pid, oomScore: a.oomScore(one)}.start()
+	p, err := launch{inside: in, stdin: r.Stdin, cgroup: dir, app: one.pid, pids: one.pid, oomScore: a.oomScore(one), drain: drainTime}.start()
 	if err != nil {
 		return nil, status.Error(codes.Aborted, errors.Join(err, removeGroup(dir)).Error())
 	}

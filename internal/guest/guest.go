@@ -12,6 +12,7 @@
 //	random.go    its random numbers
 //	network.go   the machine's interface
 //	agent.go     the calls; exec.go and limits.go, those of execs, limits and statistics
+//	door.go      who is let in
 //	forward.go   connections from the host to the machine's loopback
 //	process.go   a process, from its start to its end
 //	holder.go    the PID namespace that apps share
@@ -46,6 +47,8 @@ type Machine struct {
 	ShmBytes int64  `json:"shmBytes,omitempty"`
 	// Seed has random bytes of the host's, new for each boot.
 	Seed []byte `json:"seed,omitempty"`
+	// Key is said by who may tell the machine what to do.
+	Key []byte `json:"key,omitempty"`
 }
 
 // Connection is what the machine is told when the pod has its network, which is made while
@@ -62,11 +65,23 @@ type Interface struct {
 	MAC       string   `json:"mac"` // the pod's interface has it, and the machine takes it
 	MTU       int      `json:"mtu,omitempty"`
 	Addresses []string `json:"addresses,omitempty"` // with the length of their prefix
-	Routes    []Route  `json:"routes,omitempty"`
+	Routes    []Route  `json:"routes,omitempty"`    // in the order in which they can be made
+	// Neighbours are those whose hardware address was given.
+	Neighbours []Neighbour `json:"neighbours,omitempty"`
 }
 
 // Route leads to a network by a gateway, or by the interface alone.
 type Route struct {
-	To  string `json:"to"`
-	Via string `json:"via,omitempty"`
+	To     string `json:"to"`
+	Via    string `json:"via,omitempty"`
+	OnLink bool   `json:"onLink,omitempty"` // no route need lead to the gateway
+	Source string `json:"source,omitempty"`
+	Metric int    `json:"metric,omitempty"`
+	MTU    int    `json:"mtu,omitempty"`
+}
+
+// Neighbour is an address on the network with its hardware address.
+type Neighbour struct {
+	IP  string `json:"ip"`
+	MAC string `json:"mac"`
 }

@@ -44,6 +44,11 @@ func (i *Interface) apply() error {
 	if err := i.configure(link); err != nil {
 		return fmt.Errorf("interface %s: %w", i.Name, err)
 	}
+	for _, n := range i.Neighbours {
+		if err := n.add(link); err != nil {
+			return fmt.Errorf("neighbour %s: %w", n.IP, err)
+		}
+	}
 	for _, r := range i.Routes {
 		if err := r.add(link); err != nil {
 			return fmt.Errorf("route to %s by %q: %w", r.To, r.Via, err)
@@ -89,8 +94,9 @@ func (i *Interface) configure(link netlink.Link) error {
 		if err != nil {
 			return err
 		}
-		if address.IP.To4() == nil { // the host has seen to it that nobody else has it
-			address.Flags = unix.IFA_F_NODAD
+		address.Flags = unix.IFA_F_NOPREFIXROUTE // all routes are told
+		if address.IP.To4() == nil {             // the host has seen to it that nobody else has it
+			address.Flags |= unix.IFA_F_NODAD
 		}
 		if err := netlink.AddrReplace(link, address); err != nil {
 			return fmt.Errorf("address %s: %w", a, err)
@@ -104,7 +110,10 @@ func (r Route) add(link netlink.Link) error {
 	if err != nil {
 		return err
 	}
-	route := netlink.Route{LinkIndex: link.Attrs().Index, Dst: to, Gw: net.ParseIP(r.Via)}
+	route := netlink.Route{LinkIndex: link.Attrs().Index, Dst: to, Gw: net.ParseIP(r.Via), Src: net.ParseIP(r.Source), Priority: r.Metric, MTU: r.MTU}
+	if r.OnLink {
+		route.Flags = unix.RTNH_F_ONLINK
+	}
 	if route.Gw == nil {
 		if r.Via != "" {
 			return fmt.Errorf("%q is no address", r.Via)
@@ -112,4 +121,16 @@ func (r Route) add(link netlink.Link) error {
 		route.Scope = netlink.SCOPE_LINK
 	}
 	return netlink.RouteReplace(&route)
+}
+
+func (n Neighbour) add(link netlink.Link) error {
+	address, err := net.ParseMAC(n.MAC)
+	if err != nil {
+		return err
+	}
+	ip := net.ParseIP(n.IP)
+	if ip == nil {
+		return fmt.Errorf("%q is no address", n.IP)
+	}
+	return netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: ip, HardwareAddr: address, State: netlink.NUD_PERMANENT})
 }

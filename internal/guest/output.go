@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -33,18 +37,42 @@ func (o *output) change() {
 	o.changed = make(chan struct{})
 }
 
-// fill reads until the end. Of a terminal the end is an error: nobody has it open.
+// fill reads until the end. Of a terminal the end is an error: nobody has it open. When
+// its process has ended and others have its output still, its deadline makes an end, too:
+// what was said by then is read, and nothing after that.
 func (o *output) fill(r io.Reader) {
+	defer o.end()
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := r.Read(buffer)
 		if n > 0 {
 			o.add(buffer[:n])
 		}
+		if file, ok := r.(syscall.Conn); ok && errors.Is(err, os.ErrDeadlineExceeded) {
+			o.drain(file, buffer)
+		}
 		if err != nil {
-			o.end()
 			return
 		}
+	}
+}
+
+// mostDrained is what a pipe may hold: who goes on writing is not waited for.
+const mostDrained = 1 << 20
+
+// drain reads what is there.
+func (o *output) drain(r syscall.Conn, buffer []byte) {
+	conn, err := r.SyscallConn()
+	if err != nil {
+		return
+	}
+	for sum := 0; sum < mostDrained; {
+		n := 0
+		if err := conn.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), buffer) }); err != nil || n <= 0 {
+			return
+		}
+		o.add(buffer[:n])
+		sum += n
 	}
 }
 

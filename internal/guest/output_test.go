@@ -146,3 +146,40 @@ func TestInputNobodyReads(t *testing.T) {
 		t.Errorf("%d bytes came, of %d: %v", len(got), len(text), err)
 	}
 }
+
+// TestOutputOfOthers: what others have of a process's output ends with it, after a while. What
+// was said by then is there, whenever the host asks for it.
+func TestOutputOfOthers(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close() // the other's end
+	o := newOutput()
+	filled := make(chan struct{})
+	go func() {
+		defer close(filled)
+		o.fill(r)
+	}()
+	want := bytes.Repeat([]byte("0123456789abcdef"), (mostKept+1<<15)/16) // more than is kept, and the rest in the pipe
+	if _, err := w.Write(want); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetReadDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	for eof := false; !eof; {
+		var data []byte
+		if data, eof, err = o.read(t.Context(), uint64(len(got))); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, data...)
+	}
+	<-filled
+	if !bytes.Equal(got, want) {
+		t.Errorf("%d bytes of %d", len(got), len(want))
+	}
+}

@@ -39,7 +39,8 @@ type process struct {
 	pid     int
 	in      *input
 	out     [2]*output
-	master  *os.File // of its terminal, if it has one
+	master  *os.File   // of its terminal, if it has one
+	said    []*os.File // our ends of its output
 
 	done chan struct{} // closed when end is there
 	end  *guestpb.WaitResponse
@@ -62,6 +63,8 @@ type launch struct {
 	pids     int // one whose PID namespace to be in, 0 for one of its own
 	// ended tells of the end what only the machine knows.
 	ended func(*guestpb.WaitResponse)
+	// drain is how long after the end output may come.
+	drain time.Duration
 }
 
 // start returns when the program runs.
@@ -123,7 +126,7 @@ func (l launch) start() (_ *process, err error) {
 		return nil, errors.New(said)
 	}
 	p.started = time.Now()
-	p.attend(cmd, l.ended)
+	p.attend(cmd, l)
 	return p, nil
 }
 
@@ -218,7 +221,7 @@ func (p *process) pipes(stdin bool) (theirs []*os.File, err error) {
 		if err != nil {
 			return theirs, err
 		}
-		theirs, p.out[i] = append(theirs, w), newOutput()
+		theirs, p.out[i], p.said = append(theirs, w), newOutput(), append(p.said, r)
 		go func() {
 			defer r.Close()
 			p.out[i].fill(r)
@@ -228,10 +231,11 @@ func (p *process) pipes(stdin bool) (theirs []*os.File, err error) {
 }
 
 // attend waits for the end of a process that runs.
-func (p *process) attend(cmd *exec.Cmd, ended func(*guestpb.WaitResponse)) {
+func (p *process) attend(cmd *exec.Cmd, l launch) {
 	if p.master != nil {
 		p.in, p.out[0], p.out[1] = newInput(p.master), newOutput(), newOutput()
 		p.out[1].end()
+		p.said = []*os.File{p.master}
 		go p.out[0].fill(p.master)
 	}
 	go func() {
@@ -243,10 +247,13 @@ func (p *process) attend(cmd *exec.Cmd, ended func(*guestpb.WaitResponse)) {
 				end.Code, end.Signal, end.Core = 128+int32(status.Signal()), int32(status.Signal()), status.CoreDump()
 			}
 		}
-		if ended != nil {
-			ended(end)
+		if l.ended != nil {
+			l.ended(end)
 		}
 		p.end = end
+		for _, r := range p.said { // others may have what it said to still
+			_ = r.SetReadDeadline(time.Now().Add(l.drain)) // one that is closed has said all
+		}
 		close(p.done)
 	}()
 }

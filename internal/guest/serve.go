@@ -30,7 +30,8 @@ func First(ctx context.Context, version string) {
 }
 
 func first(ctx context.Context, version string) error {
-	if err := boot(); err != nil {
+	key, err := boot()
+	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
 	l, err := listen(Port)
@@ -45,8 +46,8 @@ func first(ctx context.Context, version string) error {
 		return fmt.Errorf("boot: %w", err)
 	}
 	failed := make(chan error, 2)
-	go func() { failed <- Forward(ctx, hostOnly{forwards}) }()
-	go func() { failed <- NewAgent(version, cgroupRoot).Serve(ctx, hostOnly{l}) }()
+	go func() { failed <- Forward(ctx, behind(hostOnly{forwards}, key)) }()
+	go func() { failed <- NewAgent(version, cgroupRoot).Serve(ctx, behind(hostOnly{l}, key)) }()
 	return <-failed
 }
 

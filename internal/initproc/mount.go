@@ -61,6 +61,9 @@ func mountOverlay(r Rootfs, lower []string) error {
 	} else {
 		flags = unix.MS_RDONLY
 	}
+	if r.NoDev {
+		flags |= unix.MS_NODEV
+	}
 	if r.Label != "" { // in quotes: its level may have a comma
 		options += `,context="` + r.Label + `"`
 	}

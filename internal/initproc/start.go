@@ -68,6 +68,9 @@ type Rootfs struct {
 	// bidirectional volumes: the rootfs is mounted in a copy of it that keeps its
 	// peer groups.
 	Shared bool `json:"shared,omitempty"`
+	// NoDev makes device files that the app makes in it be none: where there is no cgroup
+	// that says which an app may open.
+	NoDev bool `json:"noDev,omitempty"`
 }
 
 // Relabel gives files, and directories with all below them, an SELinux label.

@@ -34,6 +34,20 @@ type Isolator interface {
 	Cleanup(ctx context.Context, p *pod.Pod) error
 }
 
+// Belated is an isolator whose pods have late units.
+type Belated interface {
+	// LateUnits are the names of those that a pod has, the last one first.
+	LateUnits(id pod.ID) []string
+	// LateErrors are files in which they say why they did not come up: the first that is
+	// there counts.
+	LateErrors(d Dirs) []string
+	// Networked tells those of a pod that it has its network, which is made while they start.
+	Networked(d Dirs) error
+	// Furnish makes what the late units of all pods need, unless it is there. That is the
+	// node's, so no pod's limits are to hold it up.
+	Furnish(ctx context.Context) error
+}
+
 // Isolation is how much stands between an app and the machine, more of it a larger number.
 type Isolation int
 

@@ -23,7 +23,6 @@ const AppFile = "machine.json"
 // App is what stands for an app on the host.
 type App struct {
 	ID     string         `json:"id"`
-	CID    uint32         `json:"cid"`
 	Start  initproc.Start `json:"start"` // with paths of the machine
 	Shares []Share        `json:"shares,omitempty"`
 	Stdio  initproc.Stdio `json:"stdio"`
@@ -49,8 +48,7 @@ func RunApp(ctx context.Context, dir string) error {
 		err = p.resume(ctx)
 	default:
 		if err = p.start(ctx); err != nil {
-			// What it was to see must not stay: one that starts again and again would add up.
-			return errors.Join(err, initproc.NotStarted(dir, err), unshare(p.app.Shares))
+			return errors.Join(err, initproc.NotStarted(dir, err), p.giveUp(ctx))
 		}
 	}
 	if err != nil {
@@ -58,6 +56,17 @@ func RunApp(ctx context.Context, dir string) error {
 	}
 	defer p.client.Close()
 	return p.attend(ctx)
+}
+
+// giveUp takes back what was asked of the machine: what has taken too long may come to be still,
+// and nobody would know of it. What it was to see must not stay: one that starts again and
+// again would add up.
+func (p *proxy) giveUp(ctx context.Context) error {
+	err := p.app.forget(ctx, podDirOf(p.dir))
+	if err != nil {
+		err = errors.Join(err, unshare(p.app.Shares))
+	}
+	return err
 }
 
 func newProxy(dir string) (*proxy, error) {
@@ -93,7 +102,7 @@ func EndApp(ctx context.Context, dir, result string) error {
 	if err := readJSON(filepath.Join(dir, AppFile), &a); err != nil {
 		return fmt.Errorf("read plan: %w", err)
 	}
-	end, err := a.end(ctx)
+	end, err := a.end(ctx, podDirOf(dir))
 	switch {
 	case !initproc.HasRun(dir): // why is known, but for what it was
 		return nil
@@ -105,17 +114,17 @@ func EndApp(ctx context.Context, dir, result string) error {
 		} else if result == "exit-code" {
 			exit.Message = "killed: the process that stood for it on the host has failed, see journalctl -u gantry-app-" + a.ID
 		}
-		return errors.Join(initproc.Ended(dir, exit), a.forget(ctx))
+		return errors.Join(initproc.Ended(dir, exit), a.forget(ctx, podDirOf(dir)))
 	}
 	fmt.Fprintln(os.Stderr, "gantry-guest: end the app:", err)
 	return initproc.Ended(dir, awaitEnd(ctx, podDirOf(dir)).exit())
 }
 
 // end kills an app in its machine.
-func (a App) end(ctx context.Context) (*guestpb.WaitResponse, error) {
+func (a App) end(ctx context.Context, podDir string) (*guestpb.WaitResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, endTime)
 	defer cancel()
-	c, err := dial(ctx, a.CID)
+	c, err := dial(ctx, podDir)
 	if err != nil {
 		return nil, err
 	}
@@ -132,10 +141,10 @@ func (a App) end(ctx context.Context) (*guestpb.WaitResponse, error) {
 }
 
 // forget takes away what is left of an app whose end is on record.
-func (a App) forget(ctx context.Context) error {
+func (a App) forget(ctx context.Context, podDir string) error {
 	ctx, cancel := context.WithTimeout(ctx, endTime)
 	defer cancel()
-	if err := Forget(ctx, a.CID, a.ID); err != nil {
+	if err := Forget(ctx, podDir, a.ID); err != nil {
 		return err
 	}
 	return unshare(a.Shares)
@@ -149,12 +158,16 @@ func readJSON(path string, v any) error {
 	return json.Unmarshal(data, v)
 }
 
+// exitOf is the end of an app as its machine tells it. That may tell anything.
 func exitOf(end *guestpb.WaitResponse) pod.Exit {
-	e := pod.Exit{Code: int(end.Code), Signal: int(end.Signal), Message: end.Message, Finished: time.Now()}
+	const mostCode, mostSignal = 255, 64
+	e := pod.Exit{
+		Code: int(min(max(end.Code, 0), mostCode)), Signal: int(min(max(end.Signal, 0), mostSignal)), Message: clean(end.Message), Finished: time.Now(),
+	}
 	switch {
-	case end.OomKills > 0 && end.Code != 0:
+	case end.OomKills > 0 && e.Code != 0:
 		e.Reason = pod.ReasonOOMKilled
-	case end.Code == 0:
+	case e.Code == 0:
 		e.Reason = pod.ReasonCompleted
 	default:
 		e.Reason = pod.ReasonError

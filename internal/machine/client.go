@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -27,15 +28,38 @@ type Client struct {
 // dialTime is how long a machine that is up may take to take a connection: it may be busy.
 const dialTime = 30 * time.Second
 
-// dial connects to the agent of a machine that is up.
-func dial(ctx context.Context, cid uint32) (*Client, error) {
+// dial connects to the agent of a pod's machine that is up.
+func dial(ctx context.Context, podDir string) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
-	conn, err := connectTo(ctx, cid, guest.Port)
+	conn, err := enter(ctx, podDir, guest.Port)
 	if err != nil {
 		return nil, err
 	}
 	return NewClient(conn), nil
+}
+
+// enter connects to a port of a pod's machine, and says its key.
+func enter(ctx context.Context, podDir string, port uint32) (net.Conn, error) {
+	key, err := os.ReadFile(filepath.Join(podDir, KeyFile))
+	if err != nil {
+		return nil, fmt.Errorf("reach the machine: read its key: %w: %w", err, pod.ErrUnavailable)
+	}
+	conn, err := connectTo(ctx, Address(filepath.Base(podDir)), port)
+	if err != nil {
+		return nil, err
+	}
+	// A machine may take a connection, and nothing that is said.
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	_, err = conn.Write(key)
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		_ = conn.Close() // what is wrong is known
+		return nil, fmt.Errorf("reach the machine: say its key: %w: %w", err, pod.ErrUnavailable)
+	}
+	return conn, nil
 }
 
 // connectTo connects to a port of a machine on vsock, which may hang. The kernel gives up
@@ -88,14 +112,14 @@ func Await(ctx context.Context, podDir string, pid int, patience time.Duration) 
 	}
 	ctx, stop := whileRuns(ctx, pid)
 	defer stop()
-	info, err := answer(ctx, plan, patience)
+	info, err := answer(ctx, podDir, patience)
 	if err != nil {
 		return nil, err
 	}
 	if err := networked(ctx, podDir); err != nil {
 		return nil, fmt.Errorf("%s: wait for the network: %w", StageBoot, err)
 	}
-	if err := plan.connect(ctx); err != nil {
+	if err := plan.connect(ctx, podDir); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = fmt.Errorf("%w (%w)", cause, err)
 		}
@@ -105,7 +129,7 @@ func Await(ctx context.Context, podDir string, pid int, patience time.Duration) 
 }
 
 // connect makes the pod's network the machine's.
-func (p Plan) connect(ctx context.Context) error {
+func (p Plan) connect(ctx context.Context, podDir string) error {
 	told := guest.Connection{Sysctls: p.Sysctls}
 	err := inNetwork(p.Run, func() (err error) {
 		told.Network, err = connect()
@@ -120,24 +144,24 @@ func (p Plan) connect(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTime, fmt.Errorf("its agent does not answer within %s", dialTime))
 	defer cancel()
-	c, err := dial(ctx, p.CID)
+	c, err := dial(ctx, podDir)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	_, err = c.Connect(ctx, &guestpb.ConnectRequest{Connection: data})
-	return err
+	return said(err)
 }
 
 // answer waits until the agent answers.
-func answer(ctx context.Context, plan Plan, patience time.Duration) (*guestpb.InfoResponse, error) {
+func answer(ctx context.Context, podDir string, patience time.Duration) (*guestpb.InfoResponse, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("its agent does not answer within %s (kvm.boot-time)", patience))
 	defer cancel()
 	const often = 20 * time.Millisecond
 	tick := time.NewTicker(often)
 	defer tick.Stop()
 	for {
-		info, err := ask(ctx, plan.CID)
+		info, err := ask(ctx, podDir)
 		if err == nil {
 			return info, nil
 		}
@@ -149,14 +173,15 @@ func answer(ctx context.Context, plan Plan, patience time.Duration) (*guestpb.In
 	}
 }
 
-func ask(ctx context.Context, cid uint32) (*guestpb.InfoResponse, error) {
+func ask(ctx context.Context, podDir string) (*guestpb.InfoResponse, error) {
 	const patience = 5 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	c, err := dial(ctx, cid)
+	c, err := dial(ctx, podDir)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	return c.Info(ctx, &guestpb.InfoRequest{})
+	info, err := c.Info(ctx, &guestpb.InfoRequest{})
+	return info, said(err)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -45,7 +46,8 @@ func (e End) exit() pod.Exit {
 // awaitEnd reads how a machine ended. That is written down at the same time as its apps
 // learn of it.
 func awaitEnd(ctx context.Context, podDir string) End {
-	ctx, cancel := context.WithTimeout(ctx, endTime)
+	const patience = 2 * endTime // who writes it asks systemd and the journal
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	const often = 20 * time.Millisecond
 	tick := time.NewTicker(often)
@@ -102,6 +104,10 @@ type Outcome struct{ Result, Code, Status string }
 
 func (o Outcome) killed() bool { return o.Result == "signal" || o.Result == "core-dump" }
 
+func (o Outcome) failed(what, name string) string {
+	return fmt.Sprintf("%s has ended (%s %s): see journalctl -u %s", what, o.Code, o.Status, name)
+}
+
 // RecordEnd writes down how a pod's machine ended, or the server of its files. It is run
 // when the unit of either has.
 func RecordEnd(ctx context.Context, podDir, name string, o Outcome) error {
@@ -122,33 +128,43 @@ func RecordEnd(ctx context.Context, podDir, name string, o Outcome) error {
 		e.Message = fmt.Sprintf("%s has ended: killed by SIG%s", what, o.Status)
 	case !own: // it ends as the machine does, and takes with it what the agent said
 		var err error
-		if e.Message, err = agentFailed(podDir); err != nil || e.Message == "" {
+		if e.Message, err = agentFailed(podDir); err != nil {
 			return err
+		}
+		if e.Message == "" && o.Result == "exit-code" {
+			e.Message = o.failed(what, name)
+		}
+		if e.Message == "" {
+			return nil
 		}
 	case o.Result == "success":
 		var err error
-		if e.Message, err = whyOff(ctx, podDir, name); err != nil {
+		if e.Message, err = whyOff(ctx, podDir, name); e.Message == "" {
 			return err
 		}
 	default:
-		e.Message = fmt.Sprintf("%s has ended (%s %s): see journalctl -u %s", what, o.Code, o.Status, name)
+		e.Message = o.failed(what, name)
 	}
 	data, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
-	return disk.WriteFile(file, data, 0o644)
+	if err := disk.WriteNew(file, data, 0o644); !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil // somebody was first
 }
 
-// whyOff tells why a machine is off that nobody has killed.
+// whyOff tells why a machine is off that nobody has killed: its agent has failed, its kernel
+// has panicked, or its emulator was told to end.
 func whyOff(ctx context.Context, podDir, name string) (string, error) {
 	job, err := property(ctx, name, "Job")
 	if err != nil {
 		return "", err
 	}
-	id := filepath.Base(podDir)
-	if job != "" && job != "0" { // it was told to stop, by who stops the pod or by the end of the file server, which ends with it
-		state, err := property(ctx, unit.Pod(id), "ActiveState")
+	told := job != "" && job != "0" // by who stops the pod or the machine, or by the end of the file server, which ends with it
+	if told {
+		state, err := property(ctx, unit.Pod(filepath.Base(podDir)), "ActiveState")
 		if err != nil {
 			return "", err
 		}
@@ -157,10 +173,29 @@ func whyOff(ctx context.Context, podDir, name string) (string, error) {
 		}
 	}
 	said, err := agentFailed(podDir)
-	if said == "" {
-		said = "the kernel of the pod's machine panicked: see journalctl -u " + name
+	if said != "" || err != nil {
+		return said, err
 	}
-	return said, err
+	panicked, err := consoleHas(ctx, "Kernel panic")
+	switch {
+	case panicked:
+		said = "the kernel of the pod's machine panicked"
+	case told:
+		said = "the pod's machine was told to stop"
+	default:
+		said = "the pod's machine has ended"
+	}
+	return said + ": see journalctl -u " + name, err
+}
+
+// consoleHas tells whether a machine's console said something, in the unit that we end.
+func consoleHas(ctx context.Context, words string) (bool, error) {
+	invocation := os.Getenv("INVOCATION_ID")
+	if invocation == "" {
+		return false, nil
+	}
+	lines, err := lastWords(ctx, invocation)
+	return slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, words) }), err
 }
 
 // agentFailed is "" if it has not.
@@ -189,12 +224,18 @@ func agentWords(path string) string {
 	}
 	data := make([]byte, most)
 	n, _ := f.Read(data) // none is as good as an error
+	return clean(string(data[:n]))
+}
+
+// clean makes one short line of what a machine has said.
+func clean(text string) string {
+	const most = 1 << 10
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
-	}, strings.ToValidUTF8(string(data[:n]), "?")))
+	}, strings.ToValidUTF8(text[:min(len(text), most)], "?")))
 }
 
 // property asks systemd for one of a unit's.

@@ -33,6 +33,7 @@ func TestRecordEnd(t *testing.T) {
 		"failed":                     {own, Outcome{"exit-code", "exited", "1"}, "", pod.ReasonError, "the pod's machine has ended (exited 1): see journalctl -u " + own},
 		"too slow to stop":           {own, Outcome{"timeout", "killed", "KILL"}, "", pod.ReasonError, "the pod's machine has ended (killed KILL): see journalctl -u " + own},
 		"files killed":               {files, Outcome{"signal", "killed", "KILL"}, "", pod.ReasonError, "the server of the pod's files has ended: killed by SIGKILL"},
+		"files failed":               {files, Outcome{"exit-code", "exited", "101"}, "", pod.ReasonError, "the server of the pod's files has ended (exited 101): see journalctl -u " + files},
 		"files end with the machine": {files, Outcome{"success", "exited", "0"}, "", "", ""},
 		"files see the agent fail":   {files, Outcome{"exit-code", "exited", "1"}, "serve: broken\n\x1b[31m", pod.ReasonError, "the agent of the pod's machine has failed: serve: broken  [31m"},
 	} {

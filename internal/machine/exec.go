@@ -31,12 +31,12 @@ func RunExec(ctx context.Context, dir, file, console string) (code int, err erro
 			return 0, err
 		}
 	}
-	if p.client, err = dial(ctx, p.app.CID); err != nil {
+	if p.client, err = dial(ctx, podDirOf(p.dir)); err != nil {
 		return 0, err
 	}
 	defer p.client.Close()
 	if _, err := p.client.Exec(ctx, &guestpb.ExecRequest{Ref: p.ref, Process: process, Stdin: true}); err != nil {
-		return 0, err
+		return 0, said(err)
 	}
 	return p.follow(ctx)
 }

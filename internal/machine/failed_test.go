@@ -111,7 +111,7 @@ func TestDown(t *testing.T) {
 func TestAwaitEndsWithTheProgram(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	plan, err := json.Marshal(Plan{CID: Address("nobody"), Run: dir})
+	plan, err := json.Marshal(Plan{Run: dir})
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, PlanFile), plan, 0o600)
 	}
@@ -139,7 +139,7 @@ func TestAwaitEndsWithTheProgram(t *testing.T) {
 func TestAwaitIsBounded(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	plan, err := json.Marshal(Plan{CID: Address("nobody"), Run: dir})
+	plan, err := json.Marshal(Plan{Run: dir})
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, PlanFile), plan, 0o600)
 	}

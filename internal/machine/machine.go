@@ -32,6 +32,9 @@ const (
 	Disk = "scratch.img"
 	// PlanFile, below the pod's directory, is the Plan.
 	PlanFile = "machine.json"
+	// KeyFile, below the pod's directory, has what the machine's agent wants to hear first of
+	// all. It is root's.
+	KeyFile = "machine.key"
 )
 
 // Plan is what is known of a machine before the pod has a network.
@@ -41,8 +44,6 @@ type Plan struct {
 	Sysctls map[string]string `json:"sysctls,omitempty"`
 	// Size is what it is booted with, whatever the pod's limits become.
 	Size Size `json:"size"`
-	// CID is the machine's address on vsock.
-	CID uint32 `json:"cid"`
 	// Run is the pod's run directory.
 	Run string `json:"run"`
 	// Cgroup is the pod's, on the host.

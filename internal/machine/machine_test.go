@@ -45,6 +45,10 @@ func TestRoute(t *testing.T) {
 		{netlink.Route{Family: unix.AF_INET6}, guest.Route{To: "::/0"}},
 		{netlink.Route{Dst: service}, guest.Route{To: "10.96.0.0/12"}},
 		{netlink.Route{Dst: service, Gw: net.ParseIP("10.88.0.9")}, guest.Route{To: "10.96.0.0/12", Via: "10.88.0.9"}},
+		{
+			netlink.Route{Gw: net.ParseIP("169.254.1.1"), Flags: unix.RTNH_F_ONLINK, Src: net.ParseIP("10.1.2.3"), Priority: 100, MTU: 1400},
+			guest.Route{To: "0.0.0.0/0", Via: "169.254.1.1", OnLink: true, Source: "10.1.2.3", Metric: 100, MTU: 1400},
+		},
 	} {
 		if diff := cmp.Diff(c.want, route(c.route)); diff != "" {
 			t.Errorf("%v: %s", c.route, diff)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -15,6 +16,7 @@ import (
 
 	"gantry/internal/disk"
 	"gantry/internal/guest"
+	"gantry/internal/pod"
 )
 
 const (
@@ -134,25 +136,56 @@ func interfaceOf(link netlink.Link) (*guest.Interface, error) {
 	}
 	for _, a := range addresses {
 		// The machine's kernel makes its own, and those that a router announces.
-		if !a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_PERMANENT != 0 {
+		if !madeByKernel(a.IP) && a.Flags&unix.IFA_F_PERMANENT != 0 {
 			out.Addresses = append(out.Addresses, a.IPNet.String())
 		}
 	}
-	routes, err := netlink.RouteList(link, netlink.FAMILY_ALL)
+	// All of them: one by several gateways is of no single interface.
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, 0)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		if r.Dst != nil && r.Dst.IP.IsLinkLocalUnicast() || r.Protocol == unix.RTPROT_KERNEL || r.Protocol == unix.RTPROT_RA {
-			continue // it comes with an address, or from a router
+		if r.Dst != nil && madeByKernel(r.Dst.IP) || r.Protocol == unix.RTPROT_RA {
+			continue // the machine's kernel makes it, or gets it from a router
 		}
-		out.Routes = append(out.Routes, route(r))
+		if len(r.MultiPath) > 0 || r.Via != nil {
+			return nil, fmt.Errorf("route to %v by several gateways, or one of another family: %w in a machine", r.Dst, pod.ErrUnsupported)
+		}
+		if r.LinkIndex == link.Attrs().Index {
+			out.Routes = append(out.Routes, route(r))
+		}
+	}
+	// A gateway has to be reachable before it is one.
+	rank := func(r guest.Route) int { return min(len(r.Via), 1) }
+	slices.SortStableFunc(out.Routes, func(a, b guest.Route) int { return rank(a) - rank(b) })
+	out.Neighbours, err = neighboursOf(link)
+	return out, err
+}
+
+// madeByKernel tells of IPv6 addresses that each interface makes for itself. Those of IPv4 that
+// look alike are given, as gateways often.
+func madeByKernel(ip net.IP) bool { return ip.To4() == nil && ip.IsLinkLocalUnicast() }
+
+// neighboursOf are those that were made known for good: nobody answers who asks for them.
+func neighboursOf(link netlink.Link) (out []guest.Neighbour, err error) {
+	known, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list neighbours: %w", err)
+	}
+	for _, n := range known {
+		if n.State == netlink.NUD_PERMANENT {
+			out = append(out, guest.Neighbour{IP: n.IP.String(), MAC: n.HardwareAddr.String()})
+		}
 	}
 	return out, nil
 }
 
 func route(r netlink.Route) guest.Route {
-	out := guest.Route{}
+	out := guest.Route{OnLink: r.Flags&unix.RTNH_F_ONLINK != 0, Metric: r.Priority, MTU: r.MTU}
+	if r.Src != nil {
+		out.Source = r.Src.String()
+	}
 	if r.Gw != nil {
 		out.Via = r.Gw.String()
 	}

@@ -37,6 +37,9 @@ func prepare(ctx context.Context, podDir string) error {
 	if err := inNetwork(plan.Run, makeTap); err != nil {
 		return fmt.Errorf("prepare machine: network: %w", err)
 	}
+	if plan.Machine.Key, err = makeKey(podDir); err != nil {
+		return fmt.Errorf("prepare machine: key: %w", err)
+	}
 	if err := share(filepath.Join(plan.Run, ShareDir), plan.Machine); err != nil {
 		return fmt.Errorf("prepare machine: share: %w", err)
 	}
@@ -44,6 +47,18 @@ func prepare(ctx context.Context, podDir string) error {
 		return fmt.Errorf("prepare machine: writable disk: %w", err)
 	}
 	return nil
+}
+
+// makeKey returns the key of a pod's machine. There is one for as long as there is the pod.
+func makeKey(podDir string) ([]byte, error) {
+	path := filepath.Join(podDir, KeyFile)
+	key, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(key) != guest.KeyBytes {
+		key = make([]byte, guest.KeyBytes)
+		rand.Read(key)
+		err = disk.WriteFile(path, key, 0o600)
+	}
+	return key, err
 }
 
 // seedBytes is as much as the kernel's generator of random numbers holds.
@@ -60,7 +75,7 @@ func share(dir string, m guest.Machine) error {
 		return err
 	}
 	if !mounted {
-		if err := unix.Mount("gantry", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700,size=4m"); err != nil {
+		if err := unix.Mount("gantry", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700,size=4m,nr_inodes=4096"); err != nil {
 			return fmt.Errorf("mount: %w", err)
 		}
 	}

@@ -81,13 +81,13 @@ func (p *proxy) begin(ctx context.Context) error {
 			return fmt.Errorf("share %s: %w", s.Source, err)
 		}
 	}
-	if p.client, err = dial(ctx, p.app.CID); err != nil {
+	if p.client, err = dial(ctx, podDirOf(p.dir)); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, runTime)
 	defer cancel()
 	_, err = p.client.Run(ctx, &guestpb.RunRequest{App: p.app.ID, Start: start, Process: process, Stdin: p.app.Stdin, OomScoreAdj: int32(p.app.OOMScoreAdj)})
-	return p.running(err)
+	return p.running(said(err))
 }
 
 // runTime bounds the start of an app: whoever waits for it has the pod's lock.
@@ -107,7 +107,7 @@ func (p *proxy) resume(ctx context.Context) error {
 		}
 	}
 	var err error
-	if p.client, err = dial(ctx, p.app.CID); err != nil {
+	if p.client, err = dial(ctx, podDirOf(p.dir)); err != nil {
 		return err
 	}
 	return p.running(nil)
@@ -128,7 +128,7 @@ func (p *proxy) running(err error) error {
 
 // conclude is for an app whose end a process before this one has recorded.
 func (p *proxy) conclude(ctx context.Context) error {
-	if err := p.app.forget(ctx); err != nil {
+	if err := p.app.forget(ctx, podDirOf(p.dir)); err != nil {
 		fmt.Fprintln(os.Stderr, "gantry-guest: forget the app:", err)
 	}
 	return initproc.Ready()
@@ -243,7 +243,7 @@ func (p *proxy) attend(ctx context.Context) error {
 	if err := p.letGo(); err != nil {
 		return err
 	}
-	return p.app.forget(ctx)
+	return p.app.forget(ctx, podDirOf(p.dir))
 }
 
 // outputs is how many there are: a terminal is one.
@@ -353,6 +353,8 @@ func (p *proxy) signals(ctx context.Context) {
 				_, _ = p.client.Signal(ctx, &guestpb.SignalRequest{Ref: p.ref, Signal: int32(number)})
 			case number == unix.SIGWINCH && p.master != nil:
 				p.resize(ctx, p.size())
+			case number == unix.SIGWINCH: // as some want to be stopped
+				_, _ = p.client.Signal(ctx, &guestpb.SignalRequest{Ref: p.ref, Signal: int32(number)})
 			}
 		}
 	}

@@ -11,6 +11,9 @@ import (
 // MeasureLayers does nothing: a fake's numbers are there at once.
 func (f *Fake) MeasureLayers([]pod.AppStatus) {}
 
+// LayersUsed is what the apps of a fake have written.
+func (f *Fake) LayersUsed() (bytes, inodes uint64) { return 20, 4 }
+
 // AppMetrics implements engine.API.
 func (f *Fake) AppMetrics(ctx context.Context, id pod.ID) (engine.Metrics, error) {
 	s, err := f.AppStats(ctx, id)

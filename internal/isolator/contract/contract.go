@@ -45,6 +45,7 @@ func Checks(iso isolator.Isolator, change func(*isolator.App)) []Check {
 		{"name", pure(s.name)},
 		{"a plan is pure", pure(s.pure)},
 		{"units", pure(s.units)},
+		{"late units", pure(s.late)},
 		{"files", pure(s.files)},
 		{"secrets stay secret", pure(s.secrets)},
 		{"features are honoured or refused", pure(s.features)},
@@ -161,8 +162,8 @@ func (s suite) units() error {
 	var w wrong
 	// What stands for an app of another kernel may have many: the app's is that of its own.
 	elsewhere := s.iso.Features().Isolation == isolator.IsolationMachine
-	for _, p := range []isolator.Plan{sandbox, app} {
-		for _, u := range p.Units {
+	for _, units := range [][]unit.Unit{sandbox.Units, sandbox.Late, app.Units} {
+		for _, u := range units {
 			if err := u.Validate(); err != nil {
 				w.add("%w", err)
 			}
@@ -194,6 +195,41 @@ func (s suite) units() error {
 	}
 	if !lists(u.Get("Requires"), in.Rootfs.Unit) || !lists(u.Get("After"), in.Rootfs.Unit) {
 		w.add("the app does not keep its image mounted: want Requires= and After= its mount unit")
+	}
+	return w.all()
+}
+
+// late checks that what is started after the pod's unit ends with it, and can be found again
+// by who did not start it.
+func (s suite) late() error {
+	in := s.input()
+	sandbox, app, err := s.plans(in)
+	if err != nil {
+		return err
+	}
+	var w wrong
+	if len(app.Late) > 0 {
+		w.add("the app has late units: it has one program")
+	}
+	names := []string{}
+	for _, u := range sandbox.Late {
+		names = append(names, u.Name)
+		if got := u.Get("Slice"); got != unit.String(in.Pod.Slice) {
+			w.add("%s is in slice %v, want %s", u.Name, got, in.Pod.Slice)
+		}
+		for _, rel := range []string{"After", "Requisite", "PartOf"} {
+			if !lists(u.Get(rel), unit.Pod(podID)) {
+				w.add("%s= of %s lacks the pod's unit", rel, u.Name)
+			}
+		}
+	}
+	slices.Reverse(names)
+	known := []string{}
+	if b, ok := s.iso.(isolator.Belated); ok {
+		known = b.LateUnits(podID)
+	}
+	if !slices.Equal(names, known) {
+		w.add("LateUnits are %q, those of the plan %q, the last first", known, names)
 	}
 	return w.all()
 }

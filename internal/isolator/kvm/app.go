@@ -56,7 +56,7 @@ func (k *KVM) app(in isolator.App) (isolator.Plan, error) {
 		return isolator.Plan{}, err
 	}
 	a := machine.App{
-		ID: string(in.App.ID), CID: machine.Address(string(in.Pod.ID)), Start: start, Shares: shares,
+		ID: string(in.App.ID), Start: start, Shares: shares,
 		Stdio: initproc.Stdio{Socket: k.cfg.StdioSocket, TTY: in.App.TTY}, Stdin: in.App.Stdin || in.App.TTY, OOMScoreAdj: in.Resources.OOMScoreAdj,
 	}
 	files, err := k.appFiles(in, a, inside.Process)

@@ -134,7 +134,7 @@ func (k *KVM) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
 	}
 	what, err := json.MarshalIndent(machine.Plan{
 		Machine: guest.Machine{Hostname: in.Pod.Hostname, ShmBytes: shmSize}, Sysctls: in.Pod.Sysctls, Size: booted,
-		CID: machine.Address(string(in.Pod.ID)), Run: in.Dir.Run, Boot: k.cfg.Boot, DiskBytes: k.cfg.Disk,
+		Run: in.Dir.Run, Boot: k.cfg.Boot, DiskBytes: k.cfg.Disk,
 		Cgroup: path.Join("/sys/fs/cgroup", unit.CgroupOf(in.Pod.Slice)),
 	}, "", "  ")
 	if err != nil {

@@ -209,7 +209,7 @@ func TestResize(t *testing.T) {
 		})
 	}
 	in := made(t, k, own)
-	err := k.Update(t.Context(), in.Pod, in.Dir, appID, pod.Resources{Memory: 100 << 20}, pod.Resources{Memory: 513 << 20})
+	err := k.Update(t.Context(), in.Dir, appID, pod.Resources{Memory: 100 << 20}, pod.Resources{Memory: 513 << 20})
 	if !errors.Is(err, pod.ErrInvalid) || !strings.Contains(err.Error(), "the pod's machine has 512") {
 		t.Errorf("an app with more than its machine: %v", err)
 	}

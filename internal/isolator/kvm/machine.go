@@ -101,7 +101,7 @@ func (k *KVM) down(in isolator.Sandbox, stage string) unit.Command {
 
 // server shares files of the host with the machine, and nothing that is not in the share.
 func (k *KVM) server(in isolator.Sandbox) unit.Unit {
-	serve := k.run("files", in.Dir.Pod, k.cfg.FileServer, "--shared-dir="+share(in.Dir), "--announce-submounts", "--cache=auto", "--sandbox=namespace", "--log-level=warn")
+	serve := k.run("files", in.Dir.Pod, k.cfg.FileServer, "--shared-dir="+share(in.Dir), "--announce-submounts", "--xattr", "--xattrmap="+attributes, "--cache=auto", "--sandbox=namespace", "--log-level=warn")
 	return unit.Unit{Name: unit.FileServer(string(in.Pod.ID)), Properties: append(common(in, "Files"),
 		unit.Property{Name: "After", Value: unit.Strings{unit.Pod(string(in.Pod.ID))}},
 		unit.Property{Name: "Type", Value: unit.String("notify")},
@@ -110,6 +110,11 @@ func (k *KVM) server(in isolator.Sandbox) unit.Unit {
 		unit.Property{Name: "LimitNOFILE", Value: unit.Uint64(1 << 20)},
 	)}
 }
+
+// attributes are the extended attributes of files that pass: those of users, and what a program
+// may do. What is the host's own affair, its labels and its overlays, the machine neither
+// sees nor changes.
+const attributes = ":ok:all:user.:user.::ok:all:security.capability:security.capability::unsupported:client:::" + ":bad:server:::"
 
 // machine is the machine. When it ends the pod has ended.
 func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
@@ -131,9 +136,10 @@ func (k *KVM) machine(in isolator.Sandbox, s size) unit.Unit {
 		}},
 		unit.Property{Name: "TimeoutStartUSec", Value: unit.Duration(time.Duration(k.cfg.BootTime+bootMargin)*time.Second + machine.NetworkTime)},
 		unit.Property{Name: "LimitMEMLOCK", Value: unit.Infinity},
+		unit.Property{Name: "NoNewPrivileges", Value: unit.Bool(true)},
 		unit.Property{Name: "DevicePolicy", Value: unit.String("closed")},
 		unit.Property{Name: "DeviceAllow", Value: unit.Devices{
-			{Path: "/dev/kvm", Permissions: "rw"}, {Path: "/dev/vhost-vsock", Permissions: "rw"}, {Path: "/dev/vhost-net", Permissions: "rw"}, {Path: "/dev/net/tun", Permissions: "rw"},
+			{Path: "/dev/kvm", Permissions: "rw"}, {Path: "/dev/vhost-vsock", Permissions: "rw"}, {Path: "/dev/net/tun", Permissions: "rw"},
 		}},
 	)}
 }
@@ -179,10 +185,14 @@ func (k *KVM) board() []string {
 	}
 }
 
+// sandbox is what the emulator may no longer do when the machine runs: who breaks out of
+// the machine into it runs no other program and gets no other rights.
+const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
 // arguments are those of the emulator.
 func (k *KVM) arguments(in isolator.Sandbox, s size, cid uint32) []string {
 	memory := strconv.FormatInt(s.memory, 10) + "M"
-	args := []string{"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-name", "gantry-" + string(in.Pod.ID)}
+	args := []string{"-nodefaults", "-no-user-config", "-no-reboot", "-sandbox", sandbox, "-display", "none", "-name", "gantry-" + string(in.Pod.ID)}
 	args = append(append(args, k.board()...),
 		"-smp", strconv.Itoa(s.cpus), "-m", memory,
 		"-object", k.memory(memory),

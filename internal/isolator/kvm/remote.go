@@ -13,18 +13,16 @@ import (
 	"gantry/internal/unit"
 )
 
-func addressOf(p *pod.Pod) uint32 { return machine.Address(string(p.ID)) }
-
 // Signal sends a signal to an app's first process, or to all of them. It goes to the machine:
 // the process that stands for the app may be away.
-func (k *KVM) Signal(ctx context.Context, p *pod.Pod, app pod.ID, signal int, all bool) error {
-	return machine.Signal(ctx, addressOf(p), string(app), signal, all)
+func (k *KVM) Signal(ctx context.Context, d isolator.Dirs, app pod.ID, signal int, all bool) error {
+	return machine.Signal(ctx, d.Pod, string(app), signal, all)
 }
 
 // ForgetIn takes away what the machine keeps of an app: one whose end was recorded while the
 // machine did not answer may run there still. It is no error if that does not answer now.
-func (k *KVM) ForgetIn(ctx context.Context, p *pod.Pod, app pod.ID) error {
-	err := machine.Forget(ctx, addressOf(p), string(app))
+func (k *KVM) ForgetIn(ctx context.Context, d isolator.Dirs, app pod.ID) error {
+	err := machine.Forget(ctx, d.Pod, string(app))
 	if errors.Is(err, pod.ErrUnavailable) {
 		return nil
 	}
@@ -32,8 +30,8 @@ func (k *KVM) ForgetIn(ctx context.Context, p *pod.Pod, app pod.ID) error {
 }
 
 // Measure reads files of an app's cgroup in the machine.
-func (k *KVM) Measure(ctx context.Context, p *pod.Pod, app pod.ID, files []string) (isolator.Reading, error) {
-	n, err := machine.Measure(ctx, addressOf(p), string(app), files)
+func (k *KVM) Measure(ctx context.Context, d isolator.Dirs, app pod.ID, files []string) (isolator.Reading, error) {
+	n, err := machine.Measure(ctx, d.Pod, string(app), files)
 	if err != nil {
 		return isolator.Reading{}, err
 	}
@@ -47,17 +45,17 @@ func (k *KVM) Measure(ctx context.Context, p *pod.Pod, app pod.ID, files []strin
 }
 
 // MeasureLayer looks at what an app has written.
-func (k *KVM) MeasureLayer(ctx context.Context, p *pod.Pod, app pod.ID) (bytes, inodes uint64, err error) {
-	return machine.MeasureLayer(ctx, addressOf(p), string(app))
+func (k *KVM) MeasureLayer(ctx context.Context, d isolator.Dirs, app pod.ID) (bytes, inodes uint64, err error) {
+	return machine.MeasureLayer(ctx, d.Pod, string(app))
 }
 
 // Dial connects to a port of the machine's loopback.
-func (k *KVM) Dial(ctx context.Context, p *pod.Pod, port uint16) (net.Conn, error) {
-	return machine.DialPort(ctx, addressOf(p), port)
+func (k *KVM) Dial(ctx context.Context, d isolator.Dirs, port uint16) (net.Conn, error) {
+	return machine.DialPort(ctx, d.Pod, port)
 }
 
 // Update changes the limits of an app that runs, in the machine.
-func (k *KVM) Update(ctx context.Context, p *pod.Pod, d isolator.Dirs, app pod.ID, was, now pod.Resources) error {
+func (k *KVM) Update(ctx context.Context, d isolator.Dirs, app pod.ID, was, now pod.Resources) error {
 	has, err := machine.SizeOf(d.Pod)
 	if err != nil {
 		return err
@@ -69,7 +67,7 @@ func (k *KVM) Update(ctx context.Context, p *pod.Pod, d isolator.Dirs, app pod.I
 	if err != nil {
 		return err
 	}
-	return machine.Update(ctx, addressOf(p), string(app), files, was.OOMScoreAdj, now.OOMScoreAdj)
+	return machine.Update(ctx, d.Pod, string(app), files, was.OOMScoreAdj, now.OOMScoreAdj)
 }
 
 // PodResources are the limits of a pod that runs. Its machine keeps the memory and the

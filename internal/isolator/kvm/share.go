@@ -44,6 +44,7 @@ func translate(in isolator.App, inside fly.Inside) (initproc.Start, []machine.Sh
 		Rootfs: initproc.Rootfs{
 			Lower: []string{t.add(machine.Share{Source: in.Rootfs.Path, ReadOnly: true})},
 			Upper: path.Join(upper, "upper"), Work: path.Join(upper, "work"), Target: fly.Target,
+			NoDev: true, // the machine's devices are no app's
 		},
 	}, t.shares, nil
 }
