@@ -22,7 +22,8 @@ func gcCommand(env *Env) *cobra.Command {
 	var o gcOptions
 	cmd := command(env, "gc [OPTIONS]", "Remove what is left over", cobra.NoArgs, o.run)
 	cmd.Long = `Remove what nothing needs any more: half-made things of programs that were killed, pods of the command line that
-exited long ago and, with --images, images that no pod uses. Pods of a kubelet are never touched.
+exited long ago and, with --images, images that no pod uses. Pods of a kubelet stay, but what those that
+are stopped have on networks is given back, and processes of execs that nobody waits for are ended.
 
 The networks of pods that are up are checked (CNI CHECK), of all pods and with --dry-run too, since that changes nothing.
 What is wrong with one is told on stderr.`

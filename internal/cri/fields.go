@@ -97,7 +97,7 @@ func requests() map[string]Field {
 		m[name+"."+All] = Field{Refused, notLinux}
 	}
 	m.put(Field{Noted, noProcess}, "LinuxSandboxSecurityContext",
-		[]string{"run_as_user", "run_as_group", "readonly_rootfs", "supplemental_groups", "supplemental_groups_policy"})
+		[]string{"run_as_user", "run_as_group", "readonly_rootfs", "supplemental_groups", "supplemental_groups_policy", "seccomp", "apparmor", "seccomp_profile_path"})
 	m.calls()
 	m.configurations()
 	return m
@@ -153,7 +153,7 @@ func (l lines) configurations() {
 	l.honoured("DNSConfig", "servers", "searches", "options")
 	l.honoured("PortMapping", "protocol", "container_port", "host_port", "host_ip")
 	l.honoured("LinuxPodSandboxConfig", "cgroup_parent", "security_context", "sysctls", "overhead", "resources")
-	l.honoured("LinuxSandboxSecurityContext", "namespace_options", "selinux_options", "privileged", "seccomp", "apparmor", "seccomp_profile_path")
+	l.honoured("LinuxSandboxSecurityContext", "namespace_options", "selinux_options", "privileged")
 	l.honoured("SecurityProfile", "profile_type", "localhost_ref")
 	l.honoured("SELinuxOption", "user", "role", "type", "level")
 	l.honoured("NamespaceOption", "network", "pid", "ipc", "target_id", "userns_options")

@@ -145,9 +145,9 @@ func fillSysctls(p *pod.Pod, c *runtimeapi.PodSandboxConfig) error {
 	return nil
 }
 
-func fillSecurity(p *pod.Pod, c *runtimeapi.PodSandboxConfig) (err error) {
-	p.Security, err = sandboxSecurity("config.linux.security_context", c.GetLinux().GetSecurityContext())
-	return err
+func fillSecurity(p *pod.Pod, c *runtimeapi.PodSandboxConfig) error {
+	p.Security = sandboxSecurity(c.GetLinux().GetSecurityContext())
+	return nil
 }
 
 func fillResources(p *pod.Pod, c *runtimeapi.PodSandboxConfig) (err error) {

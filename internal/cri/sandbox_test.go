@@ -34,9 +34,7 @@ func TestPod(t *testing.T) {
 		}},
 		Sysctls: map[string]string{"net.core.somaxconn": "1024"},
 		Security: pod.Security{
-			Seccomp:  pod.Profile{Kind: pod.ProfileLocalhost, Localhost: "/var/lib/kubelet/seccomp/a.json"},
-			AppArmor: pod.Profile{Kind: pod.ProfileLocalhost, Localhost: "my-profile"},
-			SELinux:  &pod.SELinux{User: "system_u", Role: "system_r", Type: "container_t", Level: "s0:c1,c2"},
+			SELinux: &pod.SELinux{User: "system_u", Role: "system_r", Type: "container_t", Level: "s0:c1,c2"},
 		},
 		PodResources: pod.PodResources{Resources: &limits, Overhead: &limits},
 	}
@@ -54,7 +52,6 @@ func TestPodOfAnEmptyRequest(t *testing.T) {
 	want := pod.Pod{
 		Owner: pod.OwnerCRI, Name: "a", Namespace: "b", UID: "c",
 		Namespaces: pod.Namespaces{Network: pod.NamespacePod, PID: pod.NamespacePod, IPC: pod.NamespacePod},
-		Security:   pod.Security{Seccomp: pod.Profile{Kind: pod.ProfileUnconfined}, AppArmor: pod.Profile{Kind: pod.ProfileRuntimeDefault}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

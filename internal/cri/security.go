@@ -14,26 +14,10 @@ import (
 
 var capability = regexp.MustCompile(`^[A-Z][A-Z0-9_]*$`)
 
-// sandboxSecurity reads what a sandbox's security context says of the whole pod.
-func sandboxSecurity(field string, sc *runtimeapi.LinuxSandboxSecurityContext) (pod.Security, error) {
-	s := pod.Security{
-		Privileged: sc.GetPrivileged(),
-		SELinux:    selinux(sc.GetSelinuxOptions()),
-	}
-	var err error
-	//nolint:staticcheck // the deprecated form is still sent by older clients
-	s.Seccomp, err = seccomp(field, sc.GetSeccomp(), sc.GetSeccompProfilePath())
-	if err != nil {
-		return pod.Security{}, err
-	}
-	s.AppArmor, err = appArmor(field, sc.GetApparmor(), "")
-	if err != nil {
-		return pod.Security{}, err
-	}
-	if s.Privileged {
-		s.Seccomp, s.AppArmor = unconfined(), unconfined()
-	}
-	return s, nil
+// sandboxSecurity reads what a sandbox's security context says of the whole pod. It has no
+// process that profiles could confine.
+func sandboxSecurity(sc *runtimeapi.LinuxSandboxSecurityContext) pod.Security {
+	return pod.Security{Privileged: sc.GetPrivileged(), SELinux: selinux(sc.GetSelinuxOptions())}
 }
 
 // Security reads a container's security context, but for whom it runs as.

@@ -38,6 +38,7 @@ type Images interface {
 	Pull(ctx context.Context, ref string, o image.PullOptions) (*image.Image, error)
 	Image(name string) (*image.Image, error)
 	Images() ([]*image.Image, error)
+	Whole(img *image.Image) error
 	Remove(ctx context.Context, name string) error
 	Info() (image.FsInfo, error)
 	Mountpoint() string
@@ -120,7 +121,7 @@ func New(cfg Config) (*Server, error) {
 	s.SetSlow(cfg.Slow)
 	s.pulls.log = cfg.Log
 	s.telemetry = newTelemetry(s)
-	stream, err := newStreamServer(cfg.Engine, cfg.StreamAddress, cfg.StreamIdle, cfg.Log)
+	stream, err := newStreamServer(cfg.Engine, cfg.StreamAddress, cfg.StreamIdle, s.telemetry, cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("serve streams: %w", err)
 	}

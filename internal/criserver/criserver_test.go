@@ -48,7 +48,10 @@ type imagesFake struct {
 	mu     sync.Mutex
 	images []*image.Image
 	pull   func(ref string, o image.PullOptions) (*image.Image, error)
+	lacks  error // of every image
 }
+
+func (f *imagesFake) Whole(*image.Image) error { return f.lacks }
 
 func (f *imagesFake) Pull(_ context.Context, ref string, o image.PullOptions) (*image.Image, error) {
 	return f.pull(ref, o)
@@ -710,6 +713,11 @@ func TestImages(t *testing.T) {
 	if err != nil || s.Image.Id != imageA || s.Image.Size != 7 || s.Image.Uid.GetValue() != 33 || s.Image.Username != "" || s.Image.Pinned || len(s.Info) == 0 || s.Image.Spec.GetAnnotations()["a"] != "b" {
 		t.Errorf("status: %v, %v", s, err)
 	}
+	b.images.lacks = errors.New("a layer was lost")
+	if s, err := b.image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: web}); err != nil || s.Image != nil {
+		t.Errorf("status of what is damaged: %v, %v", s, err)
+	}
+	b.images.lacks = nil
 	s, err = b.image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "none"}})
 	if err != nil || s.Image != nil {
 		t.Errorf("status of nothing: %v, %v", s, err)
@@ -719,7 +727,7 @@ func TestImages(t *testing.T) {
 		t.Errorf("list: %v, %v", l, err)
 	}
 	fs, err := b.image.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
-	if err != nil || len(fs.ImageFilesystems) != 1 || fs.ImageFilesystems[0].FsId.Mountpoint != "/var/lib/gantry" || fs.ImageFilesystems[0].UsedBytes.Value != 10 {
+	if err != nil || len(fs.ImageFilesystems) != 1 || fs.ImageFilesystems[0].FsId.Mountpoint != "/var/lib/gantry" || fs.ImageFilesystems[0].UsedBytes.Value != 10 || fs.ContainerFilesystems[0].UsedBytes.Value != 20 || fs.ContainerFilesystems[0].InodesUsed.Value != 4 {
 		t.Errorf("fs info: %v, %v", fs, err)
 	}
 	for range 3 {

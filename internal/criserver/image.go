@@ -87,7 +87,8 @@ func (s *Server) images(name string) ([]*image.Image, error) {
 	return []*image.Image{img}, nil
 }
 
-// ImageStatus answers without an image if there is none: that is not an error.
+// ImageStatus answers without an image if there is none: that is not an error. One that is
+// damaged is none, so that kubelet pulls it again.
 func (s *imageService) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	name, err := s.imageName(r.GetImage())
 	if err != nil {
@@ -96,6 +97,10 @@ func (s *imageService) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusR
 	images, err := s.images(name)
 	if err != nil || len(images) == 0 {
 		return &runtimeapi.ImageStatusResponse{}, err
+	}
+	if err := s.cfg.Images.Whole(images[0]); err != nil {
+		s.log.Warn("an image is told to be none", "err", err)
+		return &runtimeapi.ImageStatusResponse{}, nil
 	}
 	pinned, err := s.pinned()
 	if err != nil {
@@ -125,21 +130,22 @@ func (s *imageService) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImag
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo tells of the one file system that holds images and writable layers.
+// ImageFsInfo tells of the one file system that holds images and writable layers: what the
+// ones take of it, and the others when they were last looked at.
 func (s *imageService) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	info, err := s.cfg.Images.Info()
 	if err != nil {
 		return nil, err
 	}
-	usage := &runtimeapi.FilesystemUsage{
-		Timestamp:  time.Now().UnixNano(),
-		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: info.Mountpoint},
-		UsedBytes:  number(info.UsedBytes),
-		InodesUsed: number(info.Inodes),
+	used := func(bytes, inodes uint64) []*runtimeapi.FilesystemUsage {
+		return []*runtimeapi.FilesystemUsage{{
+			Timestamp: time.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: info.Mountpoint},
+			UsedBytes: number(bytes), InodesUsed: number(inodes),
+		}}
 	}
 	return &runtimeapi.ImageFsInfoResponse{
-		ImageFilesystems:     []*runtimeapi.FilesystemUsage{usage},
-		ContainerFilesystems: []*runtimeapi.FilesystemUsage{usage},
+		ImageFilesystems:     used(info.UsedBytes, info.Inodes),
+		ContainerFilesystems: used(s.cfg.Engine.LayersUsed()),
 	}, nil
 }
 

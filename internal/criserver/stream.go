@@ -70,7 +70,7 @@ type streamServer struct {
 	closed bool
 }
 
-func newStreamServer(e engine.API, address string, idle time.Duration, log *slog.Logger) (*streamServer, error) {
+func newStreamServer(e engine.API, address string, idle time.Duration, count *telemetry, log *slog.Logger) (*streamServer, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err
@@ -79,7 +79,7 @@ func newStreamServer(e engine.API, address string, idle time.Duration, log *slog
 	cfg.Addr = l.Addr().String()
 	cfg.BaseURL = &url.URL{Scheme: "http", Host: cfg.Addr}
 	cfg.StreamIdleTimeout = idle
-	lib, err := streaming.NewServer(cfg, &sessions{engine: e, log: log})
+	lib, err := streaming.NewServer(cfg, &sessions{engine: e, telemetry: count, log: log})
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -165,11 +165,13 @@ func (c *watchedConn) Close() error {
 
 // sessions runs what a session asks for.
 type sessions struct {
-	engine engine.API
-	log    *slog.Logger
+	engine    engine.API
+	telemetry *telemetry
+	log       *slog.Logger
 }
 
 func (s *sessions) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	defer s.telemetry.session("exec")()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	code, err := s.engine.Exec(ctx, pod.ID(id), pod.Process{Argv: cmd, TTY: tty}, streams(ctx, in, out, errOut, tty, resize))
@@ -184,6 +186,7 @@ func (s *sessions) Exec(ctx context.Context, id string, cmd []string, in io.Read
 }
 
 func (s *sessions) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	defer s.telemetry.session("attach")()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	err := s.engine.Attach(ctx, pod.ID(id), streams(ctx, in, out, errOut, tty, resize))
@@ -198,6 +201,7 @@ func (s *sessions) PortForward(ctx context.Context, id string, port int32, strea
 	if port < 1 || port > 65535 {
 		return fmt.Errorf("forward port %d of pod %s: %w", port, id, pod.ErrInvalid)
 	}
+	defer s.telemetry.session("portforward")()
 	err := s.engine.PortForward(ctx, pod.ID(id), uint16(port), stream)
 	s.log.Debug("port forward ended", "pod", id, "port", port, "err", err)
 	return err

@@ -16,6 +16,7 @@ import (
 type telemetry struct {
 	registry *prometheus.Registry
 	requests *prometheus.HistogramVec
+	sessions *prometheus.GaugeVec
 }
 
 func newTelemetry(s *Server) *telemetry {
@@ -25,14 +26,20 @@ func newTelemetry(s *Server) *telemetry {
 			Name: "gantry_cri_request_duration_seconds", Help: "Requests of the CRI by method and gRPC code",
 			Buckets: []float64{0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 120},
 		}, []string{"method", "code"}),
+		sessions: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gantry_cri_sessions", Help: "Sessions that are open: exec, attach, and connections to forwarded ports",
+		}, []string{"kind"}),
+	}
+	for _, kind := range []string{"exec", "attach", "portforward"} { // a kind without any is 0
+		t.sessions.WithLabelValues(kind)
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "gantry_build_info", Help: "1, with the version of gantry-cri", ConstLabels: prometheus.Labels{"version": s.cfg.Version},
 	})
 	info.Set(1)
-	t.registry.MustRegister(t.requests, info, &census{s},
+	t.registry.MustRegister(t.requests, t.sessions, info, &census{s},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "gantry_cri_requests_in_flight", Help: "Requests and sessions that are being served",
+			Name: "gantry_cri_requests_in_flight", Help: "Requests that are being served",
 		}, func() float64 { return float64(s.active.Load()) }),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	t.registry.MustRegister(s.pulls.metrics()...)
@@ -41,6 +48,13 @@ func newTelemetry(s *Server) *telemetry {
 
 func (t *telemetry) count(method string, took time.Duration, err error) {
 	t.requests.WithLabelValues(method, code(err).String()).Observe(took.Seconds())
+}
+
+// session counts one until what it returns is called.
+func (t *telemetry) session(kind string) (end func()) {
+	g := t.sessions.WithLabelValues(kind)
+	g.Inc()
+	return g.Dec
 }
 
 // Metrics answers a Prometheus server.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -142,6 +143,14 @@ func TestIdleSessionsEnd(t *testing.T) {
 	conn := dial(t, b.exec(t, id, &runtimeapi.ExecRequest{Cmd: []string{"sleep"}, Stdout: true}), remotecommand.StreamProtocolV4Name)
 	open(t, conn, remotecommand.StreamTypeStdout)
 	wantCall(t, b, "Exec "+id)
+	count := func() string {
+		w := httptest.NewRecorder()
+		b.server.Metrics().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		return w.Body.String()
+	}
+	if text := count(); !strings.Contains(text, `gantry_cri_sessions{kind="exec"} 1`) || !strings.Contains(text, `gantry_cri_sessions{kind="attach"} 0`) {
+		t.Errorf("of the session the metrics say\n%s", text)
+	}
 	wantCall(t, b, "ExecEnd "+id)
 	select {
 	case <-conn.CloseChan():
