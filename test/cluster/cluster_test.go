@@ -5,6 +5,7 @@ package cluster
 import (
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -25,8 +26,9 @@ const withRunc = `[oci]
 runtimes = ["runc=/usr/sbin/runc"]
 `
 
-// runtimeClasses are one for each isolator that the tests ask for, and one for none.
-const runtimeClasses = `oci fly kvm runc unshare nowhere`
+// runtimeClasses are those of the tests beside the ones that are shipped: of isolators that an
+// operator adds, and of none.
+const runtimeClasses = `runc unshare nowhere`
 
 // join is the cluster, with the node ready and configured like that. The test's pods are
 // gone after it.
@@ -83,12 +85,16 @@ func (a api) ready(t *testing.T) bool {
 // furnish makes what all tests use.
 func (a api) furnish(t *testing.T) {
 	t.Helper()
+	const classes = "/apis/node.k8s.io/v1/runtimeclasses"
+	shipped, err := filepath.Glob("/usr/share/doc/gantry/examples/kubernetes/runtimeclass-*.yaml")
+	if err != nil || len(shipped) < 3 {
+		t.Fatalf("what is shipped: %q, %v", shipped, err)
+	}
+	for _, file := range shipped {
+		a.make(t, classes, sh(t, "cat "+file))
+	}
 	for name := range strings.FieldsSeq(runtimeClasses) {
-		overhead := ""
-		if name == "kvm" {
-			overhead = "overhead: {podFixed: {memory: 160Mi, cpu: 50m}}\n"
-		}
-		a.make(t, "/apis/node.k8s.io/v1/runtimeclasses", "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: "+name+"}\nhandler: "+name+"\n"+overhead)
+		a.make(t, classes, "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: "+name+"}\nhandler: "+name+"\n")
 	}
 	a.make(t, "/api/v1/namespaces", "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+flySpace+"}\n")
 }

@@ -225,6 +225,8 @@ func TestMachineByDefault(t *testing.T) {
 	unmarked := a.run(t, "default", "unmarked", server{port: 8080}.spec())
 	refused := a.run(t, "default", "oci", server{class: "oci", port: 8080}.spec())
 	refused.says(t, time.Minute, "FailedCreatePodSandBox", "isolator.weaker-namespaces")
+	a.run(t, "default", "host", server{class: "kvm", port: 8082, host: true}.spec()).
+		says(t, time.Minute, "FailedCreatePodSandBox", "namespaces.network=node")
 	allowed := a.run(t, flySpace, "oci", server{class: "oci", port: 8080}.spec())
 	allowed.running(t, time.Minute)
 	unmarked.running(t, bootTime)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"gantry/internal/engine"
 	"gantry/internal/node"
@@ -67,6 +68,7 @@ func goThrough(t *testing.T, n *node.Node, isolated podOption, short bool, refus
 	}
 	for name, test := range map[string]func(*testing.T, *node.Node, *pod.Pod){
 		"exec": execThroughEngine, "terminal": terminalThroughEngine, "update": updateThroughEngine, "profiles": profilesThroughEngine,
+		"a layer that is missing": layerThroughEngine, "a capable file": capableThroughEngine,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, n, p) })
 	}
@@ -177,6 +179,13 @@ func execThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
 	sameText(t, out, "12\n/tmp\n1000\n77\n800\nCapBnd: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 \n0::exec\nfrom stdin\n")
 	out, _ = execIn(t, n, a, pod.Process{Argv: []string{"sh", "-c", "test -t 0 && test -t 1 && echo tty; echo $TERM"}, TTY: true}, "")
 	sameText(t, out, "tty\r\nxterm\r\n")
+	if p.Isolator != "runc" { // which waits for the output, see docs/isolators.md
+		began := time.Now()
+		out, code = execIn(t, n, a, pod.Process{Argv: []string{"sh", "-c", "sleep 1000 & echo left; exit 4"}}, "")
+		if out != "left\n" || code != 4 {
+			t.Errorf("an exec that leaves a daemon: %q, %d, after %s", out, code, time.Since(began))
+		}
+	}
 }
 
 func terminalThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
@@ -230,5 +239,38 @@ func profilesThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
 		} else {
 			t.Logf("%s: %v", what, err)
 		}
+	}
+}
+
+// capableThroughEngine: what a file of the image says of its program's capabilities holds.
+func capableThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
+	const name = imageRegistry + "capable"
+	pull(t, n, name)
+	sameText(t, printed(t, n, p, "/bin/busybox grep CapEff /proc/self/status; /busybox-capable grep CapEff /proc/self/status", with(func(s *engine.AppSpec) {
+		s.Image, s.User = name, "1000"
+	})), "CapEff:\t0000000000000000\nCapEff:\t0000000000000400")
+}
+
+// layerThroughEngine: an image of which something was lost is told of where it is needed, and
+// with what to do. Nothing is left of the try, and the next one comes through.
+func layerThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
+	const name = imageRegistry + "layers:10"
+	img := pull(t, n, name)
+	last := img.Layers[len(img.Layers)-1].DiffID
+	layer := filepath.Join(node.Root, "layers/sha256", strings.TrimPrefix(last, "sha256:")+".erofs")
+	sh(t, "mv "+layer+" "+layer+".away")
+	t.Cleanup(func() { sh(t, "! test -e "+layer+".away || mv "+layer+".away "+layer) })
+	spec := appSpec("layer")
+	spec.Image, spec.Command = name, []string{"ls", "/layers"}
+	_, err := n.CreateApp(t.Context(), p.ID, spec)
+	if !errors.Is(err, pod.ErrState) || !strings.Contains(err.Error(), layer) || !strings.Contains(err.Error(), "gantry pull") {
+		t.Errorf("without %s: %v", layer, err)
+	}
+	if s, err := n.Pod(p.ID); err != nil || slices.ContainsFunc(s.Apps, func(a pod.AppStatus) bool { return a.Name == "layer" }) {
+		t.Errorf("the pod is %+v, %v", s, err)
+	}
+	sh(t, "mv "+layer+".away "+layer)
+	if got := printed(t, n, p, "ls /layers | wc -l", with(func(s *engine.AppSpec) { s.Image = name })); got == "0" {
+		t.Errorf("with all layers: %q", got)
 	}
 }

@@ -4,12 +4,21 @@ package e2e
 
 import (
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
 
 	"gantry/internal/engine"
+	"gantry/internal/guest"
+	"gantry/internal/guest/guestpb"
+	"gantry/internal/machine"
 	"gantry/internal/node"
 	"gantry/internal/pod"
 )
@@ -55,6 +64,12 @@ func TestKVMInside(t *testing.T) {
 			t.Errorf("the host's are %q, and were %q", now, host)
 		}
 	})
+	t.Run("devices", func(t *testing.T) {
+		got := printed(t, n, p, `set -- $(grep 'vda$' /proc/partitions); mknod /disk b $1 $2 && head -c 1 /disk 2>&1 | grep -c 'Permission denied'; mknod /kmsg c 1 11; cat /kmsg 2>&1 | grep -c 'Permission denied'; head -c 1 /dev/zero | wc -c`)
+		sameText(t, got, "1\n1\n1")
+	})
+	t.Run("output that others have", func(t *testing.T) { endsWithItsOutputHeld(t, n, p) })
+	t.Run("who does not know the key", func(t *testing.T) { keepsStrangersOut(t, p) })
 	t.Run("holder", func(t *testing.T) { holderHasNothing(t, n, p) })
 	t.Run("restricted, and its debugger", func(t *testing.T) { restrictedInKVM(t, n, p) })
 	t.Run("refused", func(t *testing.T) {
@@ -83,6 +98,58 @@ func TestKVMInside(t *testing.T) {
 			}
 		}
 	})
+}
+
+// endsWithItsOutputHeld: the end of an app is known though another app, which sees its processes,
+// has its output still.
+func endsWithItsOutputHeld(t *testing.T, n *node.Node, p *pod.Pod) {
+	t.Helper()
+	a := newApp(t, n, p, shell("while [ ! -e /end/now ]; do sleep 0.1; done; echo last words of the first; exit 5"), endBy(t))
+	start(t, n, a)
+	b := newApp(t, n, p, shell(`for p in /proc/[0-9]*; do grep -q 'words of the [f]irst' $p/cmdline && exec 3>$p/fd/1; done; echo from the second >&3 && echo up; exec sleep 1000`))
+	start(t, n, b)
+	says(t, b, "up")
+	endNow(t, a)
+	began := time.Now()
+	if s := wait(t, n, a); s.Exit.Code != 5 || time.Since(began) > patience(10*time.Second) {
+		t.Errorf("it ended as %+v after %s", s.Exit, time.Since(began))
+	}
+	sameText(t, output(t, a), "from the second\nlast words of the first\n")
+	if s, err := n.App(b.ID); err != nil || s.Phase != pod.Running {
+		t.Errorf("the other is %+v, %v", s, err)
+	}
+	if err := n.StopApp(t.Context(), b.ID, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// keepsStrangersOut: any process of the host can connect to a machine, and who does not know its
+// key is not answered.
+func keepsStrangersOut(t *testing.T, p *pod.Pod) {
+	t.Helper()
+	dir := filepath.Join(node.Root, "pods", string(p.ID))
+	if got := sh(t, "stat -c '%a %U' "+filepath.Join(dir, machine.KeyFile)); got != "600 root" {
+		t.Errorf("the key is %s", got)
+	}
+	for _, port := range []uint32{guest.Port, guest.ForwardPort} {
+		conn, err := vsock.Dial(machine.Address(string(p.ID)), port, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SetDeadline(time.Now().Add(patience(20 * time.Second))); err != nil {
+			t.Fatal(err)
+		}
+		if port == guest.Port { // its client closes the connection
+			if info, err := machine.NewClient(conn).Info(t.Context(), &guestpb.InfoRequest{}); err == nil {
+				t.Errorf("the agent answers %v", info)
+			}
+		} else if err := guest.AskForward(conn, 22); err == nil || !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
+			t.Errorf("a connection on: %v", err)
+		}
+		if err := conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+	}
 }
 
 // restrictedInKVM tries an app with less than it would have, and one in its PID namespace with

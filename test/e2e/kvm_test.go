@@ -86,6 +86,7 @@ func TestKVM(t *testing.T) {
 		{"out of memory", testMachineOOM},
 		{"a port", testMachinePort},
 		{"a killed process", testMachineProxyKilled},
+		{"an end that nobody hears of", testMachineEndsUnheard},
 		{"a killed terminal", testMachineTerminalKilled},
 		{"a killed process and its input", testMachineInputKilled},
 		{"a stop of what is away", testMachineStopAway},
@@ -168,6 +169,28 @@ printf 'no end '; while [ ! -e /end/now ]; do sleep 0.1; done; echo 'of a line';
 	out.WriteString("no end of a line\n")
 	sameText(t, streamOf(t, a, "stdout"), out.String())
 	sameText(t, streamOf(t, a, "stderr"), errs.String())
+}
+
+// testMachineEndsUnheard: the machine keeps an app's end, and what it said, until somebody asks.
+func testMachineEndsUnheard(t *testing.T, n *node.Node, p *pod.Pod) {
+	a := newApp(t, n, p, shell("echo up; while [ ! -e /end/now ]; do sleep 0.1; done; echo out; echo err >&2; touch /end/said; exit 42"), endBy(t))
+	start(t, n, a)
+	says(t, a, "up")
+	name := unit.App(string(a.ID))
+	sh(t, "systemctl kill -s STOP --kill-whom=main "+name)
+	endNow(t, a)
+	eventually(t, 10*time.Second, "it has said all", func() bool { _, err := os.Stat(a.Mounts[0].Source + "/said"); return err == nil })
+	<-time.After(patience(500 * time.Millisecond)) // it ends
+	if s, err := n.App(a.ID); err != nil || s.Phase != pod.Running || strings.Contains(output(t, a), "out") {
+		t.Errorf("of what nobody has heard is known: %+v, %q, %v", s, output(t, a), err)
+	}
+	sh(t, "systemctl kill -s KILL --kill-whom=main "+name)
+	if s := wait(t, n, a); s.Exit.Code != 42 {
+		t.Errorf("it ended as %+v", s.Exit)
+	}
+	if out, errs := streamOf(t, a, "stdout"), streamOf(t, a, "stderr"); out != "up\nout\n" || errs != "err\n" {
+		t.Errorf("it said %q and %q", out, errs)
+	}
 }
 
 // endBy gives an app a directory in which endNow makes a file.
@@ -421,6 +444,10 @@ func endsWith(t *testing.T, n *node.Node, p *pod.Pod, reason, message string, en
 	})
 }
 
+func message(what, unit string) string {
+	return "the pod's machine " + what + ": see journalctl -u " + unit
+}
+
 // TestKVMEnds: however a machine ends, its apps' ends say why. Each has one of its own.
 func TestKVMEnds(t *testing.T) {
 	guard(t)
@@ -434,6 +461,15 @@ func TestKVMEnds(t *testing.T) {
 			_, _ = n.Exec(ctx, a.ID, pod.Process{Argv: []string{"sh", "-c", "echo c >/proc/sysrq-trigger"}}, engine.Streams{Stdout: io.Discard, Stderr: io.Discard})
 		}, with(func(s *engine.AppSpec) { s.Security.MaskedPaths, s.Security.ReadOnlyPaths = []string{}, []string{} }))
 	})
+	told := func(what, command string) {
+		t.Run(what, func(t *testing.T) {
+			p := machinePod(t, n)
+			name := unit.Machine(string(p.ID))
+			endsWith(t, n, p, pod.ReasonError, message(what, name), func(*pod.App) { sh(t, command+" "+name) })
+		})
+	}
+	told("has ended", "systemctl kill -s TERM --kill-whom=main")
+	told("was told to stop", "systemctl stop")
 	t.Run("its files are gone", func(t *testing.T) {
 		p := machinePod(t, n)
 		endsWith(t, n, p, pod.ReasonError, "the server of the pod's files has ended: killed by SIGKILL", func(*pod.App) {

@@ -210,7 +210,8 @@ func cgroups() ([]string, error) {
 		if resident.MatchString(entry.Name()) {
 			return nil
 		}
-		if strings.HasPrefix(entry.Name(), "gantry") || strings.HasPrefix(path, root+"/gantry.slice/") {
+		exec := strings.HasPrefix(entry.Name(), "exec-") && strings.Contains(path, "/gantry-") // of the server's, too
+		if exec || strings.HasPrefix(entry.Name(), "gantry") || strings.HasPrefix(path, root+"/gantry.slice/") {
 			found = append(found, strings.TrimPrefix(path, root))
 		}
 		return nil

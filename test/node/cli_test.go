@@ -18,7 +18,21 @@ import (
 // TestCLI runs scripts of gantry commands as a user would. Each leaves nothing.
 func TestCLI(t *testing.T) {
 	guard(t)
-	files, err := filepath.Glob("testdata/cli/*.txtar")
+	needsGantry(t)
+	runScripts(t, "testdata/cli/*.txtar")
+}
+
+// TestCLIOfMachines is the same for pods that are virtual machines.
+func TestCLIOfMachines(t *testing.T) {
+	guard(t)
+	needsGantry(t)
+	withMachines(t)
+	runScripts(t, "testdata/cli-kvm/*.txtar")
+}
+
+func runScripts(t *testing.T, pattern string) {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}

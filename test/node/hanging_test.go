@@ -122,6 +122,7 @@ func (m *hungMount) answer(unique uint64, errno unix.Errno, data []byte) {
 // taken down all the same, and what is left of it goes when the file system does.
 func TestHungFilesystem(t *testing.T) {
 	guard(t)
+	needsGantry(t)
 	e := dial(t)
 	for name, change := range map[string]func(*cri.PodSandboxConfig){
 		"own-pids": func(c *cri.PodSandboxConfig) {

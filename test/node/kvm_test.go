@@ -20,21 +20,11 @@ import (
 // withMachines switches virtual machines on for a test.
 func withMachines(t *testing.T) {
 	t.Helper()
-	const file = "/etc/gantry/config.d/94-e2e.toml"
 	if _, err := os.Stat("/usr/bin/qemu-system-x86_64"); err != nil {
 		notRun(t, "there is no qemu in the VM")
 	}
 	sh(t, "modprobe -a vhost_vsock tun && { modprobe kvm_amd || modprobe kvm_intel; }")
-	if err := os.WriteFile(file, []byte("[kvm]\nmemory = \"256MiB\"\nboot-time = \"3m\"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.Remove(file); err != nil {
-			t.Error(err)
-		}
-		sh(t, "systemctl restart gantry-cri.service")
-	})
-	sh(t, "systemctl restart gantry-cri.service")
+	withConfig(t, "[kvm]\nmemory = \"256MiB\"\nboot-time = \"3m\"\n")
 }
 
 // killed calls something while gantry-cri is killed that much later, and again until it

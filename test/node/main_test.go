@@ -37,3 +37,19 @@ func machineLeft(t *testing.T, before machine.Traces, but ...string) {
 	t.Helper()
 	machine.Left(t, before, but...)
 }
+
+// withConfig restarts the server with some configuration, until the end of the test.
+func withConfig(t *testing.T, text string) {
+	t.Helper()
+	const file = "/etc/gantry/config.d/94-e2e.toml"
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(file); err != nil {
+			t.Error(err)
+		}
+		sh(t, "systemctl restart gantry-cri.service")
+	})
+	sh(t, "systemctl restart gantry-cri.service")
+}

@@ -30,7 +30,11 @@ func TestServerKilledUnderPods(t *testing.T) {
 	e := dial(t)
 	var running []container
 	for i := range pods {
-		p := e.run(t, onHost(e.podConfig(t, fmt.Sprintf("killed-%d", i))))
+		config := e.podConfig(t, fmt.Sprintf("killed-%d", i))
+		if i > 0 { // one with an address
+			onHost(config)
+		}
+		p := e.run(t, config)
 		running = append(running, p.runScript(t, "app", "trap 'exit 9' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"))
 	}
 	want := e.picture(t)
@@ -88,7 +92,7 @@ func inOrder(t *testing.T, lines []logLine) {
 	}
 }
 
-// picture is what the lists say: IDs and states of sandboxes and containers.
+// picture is what is said of sandboxes and containers: IDs and states, and addresses.
 func (e engine) picture(t *testing.T, options ...grpc.CallOption) map[string]string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience(10*time.Second))
@@ -100,6 +104,14 @@ func (e engine) picture(t *testing.T, options ...grpc.CallOption) map[string]str
 	}
 	for _, p := range pods.Items {
 		out[p.Id] = p.State.String()
+		s, err := e.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: p.Id}, options...)
+		if status.Code(err) == codes.NotFound {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[p.Id] += fmt.Sprint(" ", s.Status.GetState(), " ", s.Status.GetNetwork().GetIp(), s.Status.GetNetwork().GetAdditionalIps())
 	}
 	containers, err := e.ListContainers(ctx, &cri.ListContainersRequest{}, options...)
 	if err != nil {

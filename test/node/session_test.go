@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -158,14 +157,31 @@ func TestAttachSession(t *testing.T) {
 	}
 }
 
+// TestAttachSessionWithATerminal: what is attached to is the container's terminal, and
+// its size is the client's.
+func TestAttachSessionWithATerminal(t *testing.T) {
+	guard(t)
+	e := dial(t)
+	config := containerConfig("app", "while read line; do stty size; done")
+	config.Stdin, config.Tty = true, true
+	c := e.run(t, onHost(e.podConfig(t, "attach-terminal"))).create(t, config).start(t)
+	c.resizes(t)
+}
+
 func TestPortForwardSession(t *testing.T) {
 	guard(t)
 	e := dial(t)
 	p := e.run(t, e.podConfig(t, "forward"))
+	p.web(t)
+	p.forwards(t, 80, 81, "nginx")
+}
+
+// web starts nginx in a pod.
+func (p pod) web(t *testing.T) {
+	t.Helper()
 	web := containerConfig("nginx", "")
 	web.Command, web.Image = nil, &cri.ImageSpec{Image: nginx}
 	p.create(t, web).start(t)
-	p.forwards(t, "80", "81", "nginx")
 }
 
 // TestPortForwardOnTheHost: a pod in the host's network has the ports of the host.
@@ -174,47 +190,53 @@ func TestPortForwardOnTheHost(t *testing.T) {
 	e := dial(t)
 	p := e.run(t, onHost(e.podConfig(t, "forward-host")))
 	p.runScript(t, "web", "mkdir /web && echo from the pod >/web/index.html && exec httpd -f -h /web -p 127.0.0.1:8093")
-	p.forwards(t, "8093", "8094", "from the pod")
+	p.forwards(t, 8093, 8094, "from the pod")
+	p.forwardsByWebSocket(t, 8093, 8094, "from the pod")
 }
 
 // forwards wants a web server that says a word behind one port, and nobody behind the
 // other.
-func (p pod) forwards(t *testing.T, open, closed, word string) {
+func (p pod) forwards(t *testing.T, open, closed int32, word string) {
 	t.Helper()
-	number, err := strconv.ParseInt(open, 10, 32)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := p.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: p.id, Port: []int32{int32(number)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn := openSession(t, resp.Url, portforward.ProtocolV1Name)
-	forward := func(id, port string) (data, errs httpstream.Stream) {
-		h := http.Header{}
-		h.Set(portforward.PortHeader, port)
-		h.Set(portforward.PortForwardRequestIDHeader, id)
-		h.Set(portforward.StreamType, portforward.StreamTypeError)
-		errs, err := conn.CreateStream(h)
-		if err != nil {
-			t.Fatal(err)
-		}
-		h.Set(portforward.StreamType, portforward.StreamTypeData)
-		if data, err = conn.CreateStream(h); err != nil {
-			t.Fatal(err)
-		}
-		return data, errs
-	}
+	conn := p.forwarding(t, open)
 	eventually(t, 10*time.Second, "the server answers through the session", func() bool {
-		data, errs := forward(fmt.Sprint(time.Now().UnixNano()), open)
+		data, errs := openForward(t, conn, fmt.Sprint(time.Now().UnixNano()), open)
 		errs.Close()
 		go io.Copy(io.Discard, errs) // an error that nobody reads blocks the connection
 		io.WriteString(data, "GET / HTTP/1.0\r\n\r\n")
 		b, _ := io.ReadAll(data)
 		return strings.Contains(string(b), "200 OK") && strings.Contains(string(b), word)
 	})
-	_, errs := forward("refused", closed)
+	_, errs := openForward(t, conn, "refused", closed)
 	if got := readStream(t, errs); !strings.Contains(got, "refused") {
 		t.Errorf("a port where nobody listens: %q", got)
 	}
+}
+
+// forwarding opens a session by SPDY.
+func (p pod) forwarding(t *testing.T, port int32) httpstream.Connection {
+	t.Helper()
+	resp, err := p.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: p.id, Port: []int32{port}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return openSession(t, resp.Url, portforward.ProtocolV1Name)
+}
+
+// openForward makes the streams of one connection to a port.
+func openForward(t *testing.T, conn httpstream.Connection, id string, port int32) (data, errs httpstream.Stream) {
+	t.Helper()
+	h := http.Header{}
+	h.Set(portforward.PortHeader, fmt.Sprint(port))
+	h.Set(portforward.PortForwardRequestIDHeader, id)
+	h.Set(portforward.StreamType, portforward.StreamTypeError)
+	errs, err := conn.CreateStream(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Set(portforward.StreamType, portforward.StreamTypeData)
+	if data, err = conn.CreateStream(h); err != nil {
+		t.Fatal(err)
+	}
+	return data, errs
 }

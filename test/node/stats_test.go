@@ -35,6 +35,12 @@ func TestStats(t *testing.T) {
 	eventually(t, 5*time.Second, "CPU time grows", func() bool {
 		return read().Cpu.UsageCoreNanoSeconds.Value > first.Cpu.UsageCoreNanoSeconds.Value
 	})
+	if ours() { // the peers give the images' numbers
+		info, err := e.images.ImageFsInfo(t.Context(), &cri.ImageFsInfoRequest{})
+		if err != nil || len(info.ContainerFilesystems) != 1 || info.ContainerFilesystems[0].UsedBytes.GetValue() < 3<<20 || info.ContainerFilesystems[0].InodesUsed.GetValue() == 0 {
+			t.Errorf("what containers take: %v, %v", info, err)
+		}
+	}
 	m := first.Memory
 	if m.WorkingSetBytes.GetValue() == 0 || m.UsageBytes.GetValue() > 64<<20 || m.AvailableBytes.GetValue() == 0 || m.AvailableBytes.GetValue() > 64<<20 {
 		t.Errorf("memory: %v", m)

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -68,14 +69,13 @@ func TestSessionsByWebSocket(t *testing.T) {
 	if got[machine.ChannelStdout] != "got one\n" {
 		t.Errorf("attach: %q", got)
 	}
-	p.forwardsByWebSocket(t)
+	p.web(t)
+	p.forwardsByWebSocket(t, 80, 81, "nginx")
 }
 
-func (p pod) forwardsByWebSocket(t *testing.T) {
+// forwardsByWebSocket wants the same as forwards.
+func (p pod) forwardsByWebSocket(t *testing.T, open, closed int32, word string) {
 	t.Helper()
-	web := containerConfig("nginx", "")
-	web.Command, web.Image = nil, &cri.ImageSpec{Image: nginx}
-	p.create(t, web).start(t)
 	forward := func(port int32) *websocket.Conn {
 		t.Helper()
 		resp, err := p.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: p.id, Port: []int32{port}})
@@ -84,14 +84,15 @@ func (p pod) forwardsByWebSocket(t *testing.T) {
 		}
 		return machine.DialWebSocket(t, resp.Url, nil)
 	}
-	eventually(t, 10*time.Second, "nginx answers through the session", func() bool {
-		conn := forward(80)
+	begin := string(binary.LittleEndian.AppendUint16(nil, uint16(open))) // of both channels
+	eventually(t, 10*time.Second, "the server answers through the session", func() bool {
+		conn := forward(open)
 		machine.Say(t, conn, machine.ChannelData, "GET / HTTP/1.0\r\n\r\n")
 		got := machine.Hear(t, conn, nil)
-		// Both channels begin with the port.
-		return strings.HasPrefix(got[0], "\x50\x00HTTP/1.") && strings.Contains(got[0], "200 OK") && got[1] == "\x50\x00"
+		return strings.HasPrefix(got[machine.ChannelData], begin+"HTTP/1.") && strings.Contains(got[machine.ChannelData], "200 OK") &&
+			strings.Contains(got[machine.ChannelData], word) && got[machine.ChannelWrong] == begin
 	})
-	if got := machine.Hear(t, forward(81), nil); !strings.Contains(got[1], "refused") {
+	if got := machine.Hear(t, forward(closed), nil); !strings.Contains(got[machine.ChannelWrong], "refused") {
 		t.Errorf("a port where nobody listens: %q", got)
 	}
 }

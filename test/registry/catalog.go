@@ -16,6 +16,9 @@ func catalog() map[string]recipe {
 	add(suiteBusybox, "e2e-test-images/glibc-dns-testing:2.1.1", "e2e-test-images/busybox:1.37.0-2", "e2e-test-images/busybox:1.36.1-1")
 	nonroot := configured(config{User: "1234", Cmd: []string{"sh"}})
 	add(nonroot, "e2e-test-images/nonroot:1.5")
+	// The suite only wants to have them, and to see them go.
+	add(nonroot, "cadvisor/cadvisor:v0.47.2", "nfvpe/sriov-device-plugin:v3.1")
+	add(capable, "capable:latest")
 	add(busybox(docker, gzipped), "busybox:docker")
 	add(busybox(oci, gzipped), "busybox:oci")
 	add(busybox(oci, zstandard), "busybox:zstd")

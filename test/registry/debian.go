@@ -83,6 +83,23 @@ func busybox(f format, kind compression) recipe {
 	}
 }
 
+// capable is busybox with one more of it, whose file says that it may bind low ports.
+func capable(w *workshop) (descriptor, error) {
+	base, err := w.busyboxLayer(gzipped)
+	if err != nil {
+		return descriptor{}, err
+	}
+	program, err := hostFile(w.root, "/usr/bin/busybox", "busybox-capable", 0o755)
+	if err != nil {
+		return descriptor{}, err
+	}
+	top, err := w.addLayer(gzipped, program.xattr("security.capability", "\x01\x00\x00\x02\x00\x04"+strings.Repeat("\x00", 14)))
+	if err != nil {
+		return descriptor{}, err
+	}
+	return w.addImage(image{config: config{Cmd: []string{"sh"}, Env: defaultEnv()}, layers: []layer{base, top}})
+}
+
 func defaultEnv() []string {
 	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 }

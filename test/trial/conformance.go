@@ -38,7 +38,7 @@ func readChosen(repo string) (specs []string, err error) {
 const deadlineVariable = "GANTRY_TEST_DEADLINE"
 
 // conformanceTakes is how long the suite takes on a slow machine.
-const conformanceTakes = 20 * time.Minute
+const conformanceTakes = 15 * time.Minute
 
 // lacksTime says why the suite is not begun any more, "" if there is time for it.
 func lacksTime(deadline string, now time.Time) (string, error) {

@@ -96,7 +96,7 @@ func (t *trial) chosenCycles(how suiteRun) ([]cycle, string, error) {
 		if pattern, err = regexp.Compile(how.pattern); err != nil {
 			return nil, "", fmt.Errorf("tests to run: %w", err)
 		}
-	} else if list, err = t.leftOut(powerSuite); err != nil {
+	} else if list, err = t.leftOut(powerSuite, how.long); err != nil {
 		return nil, "", err
 	}
 	if names := unprovedNames(list, powerSuite); len(names) > 0 {

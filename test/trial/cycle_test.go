@@ -52,13 +52,13 @@ func TestCycleChosen(t *testing.T) {
 			t.Errorf("chosen by %q: %t", pattern, got)
 		}
 	}
-	if !c.chosen(nil, []unproved{{"power", "TestPowerCutAfter", "x"}, {"node", "TestPowerOffAfter", "x"}}) {
+	if !c.chosen(nil, []unproved{{suite: "power", test: "TestPowerCutAfter"}, {suite: "node", test: "TestPowerOffAfter"}}) {
 		t.Error("left out because of others")
 	}
-	if c.chosen(nil, []unproved{{"power", "TestPowerOffAfter", "x"}}) {
+	if c.chosen(nil, []unproved{{suite: "power", test: "TestPowerOffAfter"}}) {
 		t.Error("half of it is unproved and it is run")
 	}
-	if !c.chosen(nil, []unproved{{"power", "TestPowerOffCost", "x"}}) {
+	if !c.chosen(nil, []unproved{{suite: "power", test: "TestPowerOffCost"}}) {
 		t.Error("left out because of its cost, which is left out alone")
 	}
 }

@@ -228,7 +228,7 @@ func (t *trial) runSuite(ctx context.Context, v vm, suite string, how suiteRun) 
 	start := time.Now()
 	options := " -test.run=" + quote(how.pattern) + " -test.skip=" + quote(halves)
 	if how.pattern == "" {
-		list, err := t.leftOut(suite)
+		list, err := t.leftOut(suite, how.long)
 		if err != nil {
 			return tally{}, err
 		}
@@ -282,9 +282,9 @@ func (t *trial) sum(suite string, result tally, start time.Time, failed error) e
 	return nil
 }
 
-// leftOut lists the tests that are not run because they were never seen to pass,
-// and says which of the suite are among them.
-func (t *trial) leftOut(suite string) ([]unproved, error) {
+// leftOut lists the tests that are not run because they were never seen to pass, or take too
+// long for a run that is not, and says which of the suite are among them.
+func (t *trial) leftOut(suite string, long bool) ([]unproved, error) {
 	repo, err := repository()
 	if err != nil {
 		return nil, err
@@ -293,9 +293,10 @@ func (t *trial) leftOut(suite string) ([]unproved, error) {
 	if err != nil {
 		return nil, err
 	}
+	list = slices.DeleteFunc(list, func(u unproved) bool { return u.long && long })
 	for _, u := range list {
 		if u.suite == suite {
-			fmt.Printf("NOT RUN: %s of %s is not proved yet: %s\n", u.test, suite, u.why)
+			fmt.Println("NOT RUN:", u)
 		}
 	}
 	return list, nil

@@ -12,11 +12,22 @@ import (
 
 // unprovedFile lists tests that are written but were not seen to pass yet:
 // "SUITE TEST why", a line each. A run of everything leaves them out and says so;
-// --run of a test runs it all the same.
+// --run of a test runs it all the same. Where why begins with "long: " the test is proved,
+// and a short run has no room for it.
 const unprovedFile = "test/unproved"
 
 // unproved is one line of the list.
-type unproved struct{ suite, test, why string }
+type unproved struct {
+	suite, test, why string
+	long             bool
+}
+
+func (u unproved) String() string {
+	if u.long {
+		return fmt.Sprintf("%s of %s is for long runs: %s", u.test, u.suite, u.why)
+	}
+	return fmt.Sprintf("%s of %s is not proved yet: %s", u.test, u.suite, u.why)
+}
 
 func readUnproved(repo string) ([]unproved, error) {
 	data, err := os.ReadFile(filepath.Join(repo, unprovedFile))
@@ -41,7 +52,8 @@ func parseUnproved(text string) ([]unproved, error) {
 		if !ok || !strings.HasPrefix(test, "Test") {
 			return nil, fmt.Errorf("%s: line %q: want SUITE TEST and why", unprovedFile, line)
 		}
-		out = append(out, unproved{suite, test, strings.TrimSpace(why)})
+		why, long := strings.CutPrefix(strings.TrimSpace(why), "long: ")
+		out = append(out, unproved{suite, test, why, long})
 	}
 	return out, nil
 }

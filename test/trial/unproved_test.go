@@ -4,8 +4,8 @@ import "testing"
 
 func TestUnproved(t *testing.T) {
 	t.Parallel()
-	list, err := parseUnproved("# a comment\n\ne2e TestA it hangs\nnode TestB not tried\ne2e TestC  why not\n")
-	if err != nil || len(list) != 3 || list[2].why != "why not" {
+	list, err := parseUnproved("# a comment\n\ne2e TestA it hangs\nnode TestB not tried\ne2e TestC  why not\nnode TestD long: it takes an hour\n")
+	if err != nil || len(list) != 4 || list[2].why != "why not" || list[2].long || !list[3].long || list[3].String() != "TestD of node is for long runs: it takes an hour" {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	apart := halves + "|" + apartTest(exitsSuite) + "|" + apartTest(killsSuite) + "|" + apartTest(selinuxSuite)
