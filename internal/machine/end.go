@@ -46,8 +46,7 @@ func (e End) exit() pod.Exit {
 // awaitEnd reads how a machine ended. That is written down at the same time as its apps
 // learn of it.
 func awaitEnd(ctx context.Context, podDir string) End {
-	const patience = 2 * endTime // who writes it asks systemd and the journal
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, endTime)
 	defer cancel()
 	const often = 20 * time.Millisecond
 	tick := time.NewTicker(often)
@@ -162,8 +161,7 @@ func whyOff(ctx context.Context, podDir, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	told := job != "" && job != "0" // by who stops the pod or the machine, or by the end of the file server, which ends with it
-	if told {
+	if job != "" && job != "0" { // it was told to stop, by who stops the pod or by the end of the file server, which ends with it
 		state, err := property(ctx, unit.Pod(filepath.Base(podDir)), "ActiveState")
 		if err != nil {
 			return "", err
@@ -176,11 +174,14 @@ func whyOff(ctx context.Context, podDir, name string) (string, error) {
 	if said != "" || err != nil {
 		return said, err
 	}
-	panicked, err := consoleHas(ctx, "Kernel panic")
+	lines, err := consoleLines(ctx)
+	has := func(words string) bool {
+		return slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, words) })
+	}
 	switch {
-	case panicked:
+	case has("Kernel panic"):
 		said = "the kernel of the pod's machine panicked"
-	case told:
+	case has("qemu-system-") && has("terminating on signal"):
 		said = "the pod's machine was told to stop"
 	default:
 		said = "the pod's machine has ended"
@@ -188,14 +189,14 @@ func whyOff(ctx context.Context, podDir, name string) (string, error) {
 	return said + ": see journalctl -u " + name, err
 }
 
-// consoleHas tells whether a machine's console said something, in the unit that we end.
-func consoleHas(ctx context.Context, words string) (bool, error) {
+// consoleLines are the last that a machine's console and its emulator said, in the unit that
+// we end.
+func consoleLines(ctx context.Context) ([]string, error) {
 	invocation := os.Getenv("INVOCATION_ID")
 	if invocation == "" {
-		return false, nil
+		return nil, nil
 	}
-	lines, err := lastWords(ctx, invocation)
-	return slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, words) }), err
+	return lastWords(ctx, invocation)
 }
 
 // agentFailed is "" if it has not.

@@ -444,10 +444,6 @@ func endsWith(t *testing.T, n *node.Node, p *pod.Pod, reason, message string, en
 	})
 }
 
-func message(what, unit string) string {
-	return "the pod's machine " + what + ": see journalctl -u " + unit
-}
-
 // TestKVMEnds: however a machine ends, its apps' ends say why. Each has one of its own.
 func TestKVMEnds(t *testing.T) {
 	guard(t)
@@ -461,15 +457,23 @@ func TestKVMEnds(t *testing.T) {
 			_, _ = n.Exec(ctx, a.ID, pod.Process{Argv: []string{"sh", "-c", "echo c >/proc/sysrq-trigger"}}, engine.Streams{Stdout: io.Discard, Stderr: io.Discard})
 		}, with(func(s *engine.AppSpec) { s.Security.MaskedPaths, s.Security.ReadOnlyPaths = []string{}, []string{} }))
 	})
-	told := func(what, command string) {
-		t.Run(what, func(t *testing.T) {
-			p := machinePod(t, n)
-			name := unit.Machine(string(p.ID))
-			endsWith(t, n, p, pod.ReasonError, message(what, name), func(*pod.App) { sh(t, command+" "+name) })
+	t.Run("its emulator is told to end", func(t *testing.T) {
+		p := machinePod(t, n)
+		name := unit.Machine(string(p.ID))
+		endsWith(t, n, p, pod.ReasonError, "the pod's machine was told to stop: see journalctl -u "+name, func(*pod.App) {
+			sh(t, "systemctl kill -s TERM --kill-whom=main "+name)
 		})
-	}
-	told("has ended", "systemctl kill -s TERM --kill-whom=main")
-	told("was told to stop", "systemctl stop")
+	})
+	t.Run("its unit is stopped", func(t *testing.T) { // after those of the apps
+		p := machinePod(t, n)
+		a := newApp(t, n, p, shell(untilTerm))
+		start(t, n, a)
+		says(t, a, "up")
+		sh(t, "systemctl stop "+unit.Machine(string(p.ID)))
+		if s := wait(t, n, a); s.Exit.Code != 42 {
+			t.Errorf("it ended as %+v", s.Exit)
+		}
+	})
 	t.Run("its files are gone", func(t *testing.T) {
 		p := machinePod(t, n)
 		endsWith(t, n, p, pod.ReasonError, "the server of the pod's files has ended: killed by SIGKILL", func(*pod.App) {
