@@ -169,21 +169,30 @@ func TestStreamsAreTheLists(t *testing.T) {
 	streamed(t, "images", image, images, err, (*cri.StreamImagesResponse).GetImages, (*cri.Image).GetId)
 }
 
-// streamed looks for an item in a streamed list. The peers do not have all of them yet.
+// streamed wants a streamed list to have an item, each item once, and an end. The peers do
+// not have all of them yet.
 func streamed[R, I any](t *testing.T, what, want string, in grpc.ServerStreamingClient[R], err error, items func(*R) []I, id func(I) string) {
 	t.Helper()
+	seen := map[string]int{}
 	for err == nil {
 		var piece *R
 		if piece, err = in.Recv(); err != nil {
 			break
 		}
-		if slices.ContainsFunc(items(piece), func(i I) bool { return id(i) == want }) {
-			return
+		for _, i := range items(piece) {
+			seen[id(i)]++
 		}
 	}
 	switch {
 	case errors.Is(err, io.EOF):
-		t.Errorf("%s: %s is not among them", what, want)
+		if seen[want] == 0 {
+			t.Errorf("%s: %s is not among %v", what, want, seen)
+		}
+		for id, n := range seen {
+			if n > 1 {
+				t.Errorf("%s: %s comes %d times", what, id, n)
+			}
+		}
 	case !ours() && status.Code(err) == codes.Unimplemented:
 		t.Logf("%s: %v", what, err)
 	default:
