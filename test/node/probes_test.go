@@ -147,9 +147,13 @@ func busyTime(t *testing.T) time.Duration {
 	return sum
 }
 
-// settled waits until what has ended is given back.
+// settled waits until what has ended is given back. Of memory that is so when the program
+// has collected its garbage, which it does every two minutes at the latest.
 func (e engine) settled(t *testing.T, cgroup string) footprint {
 	t.Helper()
+	if machine.Long() {
+		pause(150 * time.Second)
+	}
 	pause(patience(time.Second))
 	return e.footprint(t, cgroup)
 }
