@@ -37,8 +37,10 @@ func TestChosenSpecs(t *testing.T) {
 		}
 		seconds += r.Seconds
 	}
-	if most := (15 * time.Minute).Seconds(); len(specs) < 25 || seconds > most {
-		t.Errorf("%d specs, %.0f s one after the other; want 25 and at most %.0f s", len(specs), seconds, most)
+	// What is recorded of each was taken beside others. Together they take less than half of the
+	// sum: four run at a time.
+	if most := conformanceTakes.Seconds(); len(specs) < 25 || seconds/2 > most {
+		t.Errorf("%d specs, %.0f s with two at a time; want 25 and at most %.0f s", len(specs), seconds/2, most)
 	}
 }
 
