@@ -106,7 +106,8 @@ func endsWithItsOutputHeld(t *testing.T, n *node.Node, p *pod.Pod) {
 	t.Helper()
 	a := newApp(t, n, p, shell("while [ ! -e /end/now ]; do sleep 0.1; done; echo last words of the first; exit 5"), endBy(t))
 	start(t, n, a)
-	b := newApp(t, n, p, shell(`for p in /proc/[0-9]*; do grep -q 'words of the [f]irst' $p/cmdline && exec 3>$p/fd/1; done; echo from the second >&3 && echo up; exec sleep 1000`))
+	// Its first process: the others of it come and go.
+	b := newApp(t, n, p, shell(`for p in /proc/[0-9]*; do grep -qs '^PPid:.0$' $p/status && grep -qs 'words of the [f]irst' $p/cmdline && exec 3>$p/fd/1; done; echo from the second >&3 && echo up; exec sleep 1000`))
 	start(t, n, b)
 	says(t, b, "up")
 	endNow(t, a)
