@@ -39,7 +39,7 @@ func (o *output) change() {
 
 // fill reads until the end. Of a terminal the end is an error: nobody has it open. When
 // its process has ended and others have its output still, its deadline makes an end, too:
-// what was said by then is read, and nothing after that.
+// what was said by then is read, and no more than a pipe holds.
 func (o *output) fill(r io.Reader) {
 	defer o.end()
 	buffer := make([]byte, 32<<10)

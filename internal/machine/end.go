@@ -120,6 +120,7 @@ func RecordEnd(ctx context.Context, podDir, name string, o Outcome) error {
 		what = "the server of the pod's files"
 	}
 	var e End
+	var unsure error // what kept us from knowing more
 	switch {
 	case o.Result == "oom-kill":
 		e = killedForMemory(what)
@@ -137,9 +138,8 @@ func RecordEnd(ctx context.Context, podDir, name string, o Outcome) error {
 			return nil
 		}
 	case o.Result == "success":
-		var err error
-		if e.Message, err = whyOff(ctx, podDir, name); e.Message == "" {
-			return err
+		if e.Message, unsure = whyOff(ctx, podDir, name); e.Message == "" {
+			return unsure
 		}
 	default:
 		e.Message = o.failed(what, name)
@@ -148,10 +148,21 @@ func RecordEnd(ctx context.Context, podDir, name string, o Outcome) error {
 	if err != nil {
 		return err
 	}
-	if err := disk.WriteNew(file, data, 0o644); !errors.Is(err, os.ErrExist) {
+	return errors.Join(unsure, writeFirst(file, name, data))
+}
+
+// writeFirst writes a file whole, unless somebody was first. Who writes it may be killed: the
+// two who may have parts of their own.
+func writeFirst(file, who string, data []byte) error {
+	part := file + "." + who
+	if err := disk.WriteFile(part, data, 0o644); err != nil {
 		return err
 	}
-	return nil // somebody was first
+	err := disk.Move(part, file)
+	if errors.Is(err, os.ErrExist) {
+		return os.Remove(part)
+	}
+	return err
 }
 
 // whyOff tells why a machine is off that nobody has killed: its agent has failed, its kernel

@@ -60,6 +60,15 @@ func TestRecordEnd(t *testing.T) {
 					break
 				}
 			}
+			// One that looked before there was a record comes too late, too.
+			if file := filepath.Join(podDir, EndFile); c.want != "" {
+				if err := writeFirst(file, "late", []byte("{}")); err != nil {
+					t.Error(err)
+				}
+				if parts, err := filepath.Glob(file + ".*"); err != nil || len(parts) > 0 {
+					t.Errorf("left are %q, %v", parts, err)
+				}
+			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			got := awaitEnd(ctx, podDir).exit()

@@ -74,7 +74,7 @@ func (e engine) throughCRI(t *testing.T, config *cri.PodSandboxConfig, handler s
 	t.Run("statistics", func(t *testing.T) { p.counted(t, c) })
 	t.Run("metrics", func(t *testing.T) { p.measured(t, c) })
 	t.Run("logs", func(t *testing.T) { c.rotates(t) })
-	t.Run("attach and its end", func(t *testing.T) { c.attached(t) })
+	t.Run("attach and its end", func(t *testing.T) { c.talks(t, "got one\ngot two\n", 42) })
 	seen := map[cri.ContainerEventType]bool{}
 	heard := time.AfterFunc(patience(20*time.Second), cancel)
 	defer heard.Stop()
@@ -216,26 +216,5 @@ func (c container) rotates(t *testing.T) {
 	}
 	if !exists(path) {
 		t.Error("the log was not opened again")
-	}
-}
-
-// attached talks to a container until its input ends, and it with that.
-func (c container) attached(t *testing.T) {
-	resp, err := c.Attach(t.Context(), &cri.AttachRequest{ContainerId: c.id, Stdin: true, Stdout: true, Stderr: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn := openSession(t, resp.Url, remotecommand.StreamProtocolV4Name)
-	s := openStreams(t, conn, remotecommand.StreamTypeStdin, remotecommand.StreamTypeStdout, remotecommand.StreamTypeStderr)
-	io.WriteString(s[1], "one\ntwo\n")
-	s[1].Close()
-	if got := readStream(t, s[2]); got != "got one\ngot two\n" {
-		t.Errorf("got %q", got)
-	}
-	if st := c.wait(t, 20*time.Second); st.ExitCode != 42 {
-		t.Errorf("after the end of stdin: %v", st)
-	}
-	if got := texts(c.logFile(t), "stdout"); got != "got one\ngot two\n" {
-		t.Errorf("the log has %q", got)
 	}
 }

@@ -138,6 +138,13 @@ func TestAttachSession(t *testing.T) {
 	config := containerConfig("app", "while read line; do echo got $line; done; echo bye")
 	config.Stdin, config.StdinOnce = true, true
 	c := e.run(t, onHost(e.podConfig(t, "attach"))).create(t, config).start(t)
+	c.talks(t, "got one\ngot two\nbye\n", 0)
+}
+
+// talks attaches to a container, says two lines and no more, and wants its answers, here and
+// in the log, and its end.
+func (c container) talks(t *testing.T, want string, code int32) {
+	t.Helper()
 	resp, err := c.Attach(t.Context(), &cri.AttachRequest{ContainerId: c.id, Stdin: true, Stdout: true, Stderr: true})
 	if err != nil {
 		t.Fatal(err)
@@ -146,13 +153,13 @@ func TestAttachSession(t *testing.T) {
 	s := openStreams(t, conn, remotecommand.StreamTypeStdin, remotecommand.StreamTypeStdout, remotecommand.StreamTypeStderr)
 	io.WriteString(s[1], "one\ntwo\n")
 	s[1].Close()
-	if got := readStream(t, s[2]); got != "got one\ngot two\nbye\n" {
+	if got := readStream(t, s[2]); got != want {
 		t.Errorf("got %q", got)
 	}
-	if st := c.wait(t, 10*time.Second); st.ExitCode != 0 {
+	if st := c.wait(t, 20*time.Second); st.ExitCode != code {
 		t.Errorf("after the end of stdin: %v", st)
 	}
-	if got := texts(c.logFile(t), "stdout"); got != "got one\ngot two\nbye\n" {
+	if got := texts(c.logFile(t), "stdout"); got != want {
 		t.Errorf("the log has %q", got)
 	}
 }
