@@ -86,6 +86,7 @@ else
 	$(TRIAL) up
 	$(TRIAL) kubelet
 	$(if $(LONG),$(TRIAL) controlplane --build-only)
+	$(if $(LONG),$(TRIAL) gvisor --build-only)
 	$(TRIAL) $(if $(RUN),test --run '$(RUN)',test-all$(if $(AGAIN), --again)$(if $(RETRY), --retry=$(RETRY)))$(if $(LONG), --long)
 endif
 

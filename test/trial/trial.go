@@ -46,6 +46,7 @@ func commands() []command {
 		{"controlplane", "[--build-only]", "the same for an API server and its etcd", runControlPlane},
 		{"agnhost", "[--build-only]", "the same for the test program of Kubernetes' own images", runAgnhost},
 		{"containerd", "[--build-only]", "the same for containerd, to compare with", runContainerd},
+		{"gvisor", "[--build-only]", "the same for gVisor's runtime, runsc", runGVisor},
 		{"reboot", "[--hard]", "reboot the VM and wait until it is back (--hard: as if the power went)", runReboot},
 		{"stop", "", "power the VM off; its disk is thrown away at the next up", runStop},
 		{"status", "", "list the VMs: running or not, ports, acceleration", runStatus},

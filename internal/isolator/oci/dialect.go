@@ -35,8 +35,9 @@ type dialect struct {
 	exec []string
 	// features of the isolator.
 	features isolator.Features
-	// unconfined tells that profiles of the host's kernel do not reach the app.
-	unconfined bool
+	// kernel tells that apps have a kernel of the runtime's: the host's profiles do not
+	// reach them, and what the pod's namespaces hold they have to be told.
+	kernel bool
 }
 
 // The kinds of runtimes whose dialect we know.
@@ -67,7 +68,11 @@ func dialects() map[string]dialect {
 			exec: []string{"--cgroup", isolator.GroupArg}, features: most,
 		},
 		kindYouki: {never: []string{"--systemd-cgroup"}, group: true, features: most},
-		kindRunsc: {never: []string{"--systemd-cgroup"}, group: true, features: least, unconfined: true},
+		// What an app writes goes through to its writable layer, where it is counted and limited,
+		// and not into a file of runsc's in the rootfs, which is gone when runsc wants to remove it.
+		kindRunsc: {
+			options: []string{"--overlay2=none"}, never: []string{"--systemd-cgroup"}, group: true, features: least, kernel: true,
+		},
 	}
 }
 
@@ -159,6 +164,14 @@ func (o *OCI) appArmor(s pod.Security) (string, error) {
 	return profile, err
 }
 
+// checkPod refuses what would be left out in silence.
+func (d dialect) checkPod(p *pod.Pod) error {
+	if d.kernel && len(p.Sysctls) > 0 {
+		return fmt.Errorf("sysctls: %w by this isolator, whose pods have a kernel of their own", pod.ErrUnsupported)
+	}
+	return nil
+}
+
 // checkProfiles refuses profiles that would be left out in silence. Those by default are
 // for what the runtime has its own means for.
 func (d dialect) checkProfiles(s pod.Security) error {
@@ -166,7 +179,7 @@ func (d dialect) checkProfiles(s pod.Security) error {
 		field string
 		kind  pod.ProfileKind
 	}{{"security.seccomp", s.Seccomp.Kind}, {"security.appArmor", s.AppArmor.Kind}} {
-		if d.unconfined && p.kind == pod.ProfileLocalhost {
+		if d.kernel && p.kind == pod.ProfileLocalhost {
 			return fmt.Errorf("%s: a profile of the host's: %w by this isolator", p.field, pod.ErrUnsupported)
 		}
 	}

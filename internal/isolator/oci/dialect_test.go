@@ -27,6 +27,8 @@ func TestCommandLines(t *testing.T) {
 		{Config{Name: "r12", Runtime: []string{"/opt/runc-1.2", "--root=/r"}}, "/opt/runc-1.2 --root=/r"},
 		{Config{Name: "fast", Runtime: []string{"/opt/crun"}}, "/opt/crun --root=/run/gantry/runtimes/fast --cgroup-manager=disabled"},
 		{Config{Name: "odd", Kind: "crun", Runtime: []string{"/opt/odd"}}, "/opt/odd --root=/run/gantry/runtimes/odd --cgroup-manager=disabled"},
+		{Config{Name: "gvisor", Runtime: []string{"/opt/runsc", "--platform=kvm"}}, "/opt/runsc --platform=kvm --root=/run/gantry/runtimes/gvisor --overlay2=none"},
+		{Config{Name: "gvisor", Runtime: []string{"/opt/runsc", "--overlay2=all:memory"}}, "/opt/runsc --overlay2=all:memory --root=/run/gantry/runtimes/gvisor"},
 		{Config{Name: "odd", Runtime: []string{"/opt/odd"}}, "/opt/odd --root=/run/gantry/runtimes/odd"},
 	} {
 		o, err := New(c.cfg)

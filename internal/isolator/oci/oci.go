@@ -133,6 +133,9 @@ func (o *OCI) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
 	if err := o.checkRuntime(); err != nil {
 		return isolator.Plan{}, fmt.Errorf("plan pod: %w", err)
 	}
+	if err := o.dialect.checkPod(in.Pod); err != nil {
+		return isolator.Plan{}, fmt.Errorf("plan pod: %w", err)
+	}
 	return o.recipe.Sandbox(in)
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 // spec is config.json. What is not in it on purpose: limits (the unit has them), the OOM score (the unit has it), hostname and sysctls
-// (set once, when the pod's namespaces were made).
+// (set once, when the pod's namespaces were made, which a kernel of the runtime's does not look at).
 func (o *OCI) spec(in isolator.App, mounts []specs.Mount) (*specs.Spec, error) {
 	namespaces, err := namespaces(in)
 	if err != nil {
@@ -53,6 +53,9 @@ func (o *OCI) spec(in isolator.App, mounts []specs.Mount) (*specs.Spec, error) {
 	}
 	if u := in.Pod.Namespaces.User; u != nil {
 		s.Linux.UIDMappings, s.Linux.GIDMappings = idMappings(u.UIDs), idMappings(u.GIDs)
+	}
+	if o.dialect.kernel {
+		s.Hostname = in.Pod.Hostname
 	}
 	o.dialect.ownCgroup(in, s.Linux)
 	return s, nil
