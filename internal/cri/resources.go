@@ -19,6 +19,9 @@ var (
 	unifiedKey = regexp.MustCompile(`^[a-z0-9_]+(\.[A-Za-z0-9_]+)+$`)
 )
 
+// leastQuota is what the kernel takes, in microseconds.
+const leastQuota = 1000
+
 // Resources checks limits and takes them over; nil gives none.
 func Resources(field string, r *runtimeapi.LinuxContainerResources) (pod.Resources, error) {
 	if r == nil {
@@ -26,7 +29,7 @@ func Resources(field string, r *runtimeapi.LinuxContainerResources) (pod.Resourc
 	}
 	for _, err := range []error{
 		within(field+".cpu_period", r.CpuPeriod, 1000, 1_000_000),
-		within(field+".cpu_quota", r.CpuQuota, 1000, 1<<62),
+		within(field+".cpu_quota", r.CpuQuota, leastQuota, 1<<62),
 		within(field+".cpu_shares", r.CpuShares, 1, 1<<62),
 		within(field+".memory_limit_in_bytes", r.MemoryLimitInBytes, 1, 1<<62),
 		within(field+".memory_swap_limit_in_bytes", r.MemorySwapLimitInBytes, 1, 1<<62),

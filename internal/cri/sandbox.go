@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"gantry/internal/pod"
@@ -122,8 +123,8 @@ func fillPorts(p *pod.Pod, c *runtimeapi.PodSandboxConfig) error {
 	return nil
 }
 
-// fillSysctls refuses what would change the host: only these are namespaced, and
-// only if the pod has a namespace of that kind.
+// fillSysctls refuses what would change the host: these are namespaced, but only if the
+// pod has a namespace of that kind.
 func fillSysctls(p *pod.Pod, c *runtimeapi.PodSandboxConfig) error {
 	const field = "config.linux.sysctls"
 	ipc := []string{"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"}
@@ -138,8 +139,7 @@ func fillSysctls(p *pod.Pod, c *runtimeapi.PodSandboxConfig) error {
 			if p.Namespaces.IPC == pod.NamespaceNode {
 				return invalid(field, "%s would change the host: the sandbox is in its IPC namespace", name)
 			}
-		default:
-			return invalid(field, "%s is not of a namespace: it would change the host", name)
+		default: // of a kernel: isolators that give the pod one of its own take it, the others refuse it
 		}
 	}
 	return nil
@@ -153,6 +153,17 @@ func fillSecurity(p *pod.Pod, c *runtimeapi.PodSandboxConfig) error {
 func fillResources(p *pod.Pod, c *runtimeapi.PodSandboxConfig) (err error) {
 	p.PodResources, err = PodResources("config.linux.", c.GetLinux().GetResources(), c.GetLinux().GetOverhead())
 	return err
+}
+
+// roundedUp has the least quota there is where kubelet asks a pod for less: it takes the
+// overhead off what it has rounded up itself.
+func roundedUp(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	if r.CpuQuota <= 0 || r.CpuQuota >= leastQuota {
+		return r
+	}
+	r = proto.CloneOf(r)
+	r.CpuQuota = leastQuota
+	return r
 }
 
 // PodResources checks the sizes of a pod; field is what the names of their fields begin
@@ -169,7 +180,7 @@ func PodResources(field string, resources, overhead *runtimeapi.LinuxContainerRe
 		if r.in == nil {
 			continue
 		}
-		got, err := Resources(field+r.name, r.in)
+		got, err := Resources(field+r.name, roundedUp(r.in))
 		if err != nil {
 			return pod.PodResources{}, err
 		}

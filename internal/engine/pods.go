@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -57,7 +58,7 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 		err = pod.CheckPorts(p.Ports)
 	}
 	if err == nil {
-		plan, err = iso.Sandbox(isolator.Sandbox{Pod: &p, Dir: e.dirs(p.ID, "")})
+		plan, err = iso.Sandbox(isolator.Sandbox{Pod: &p, Dir: e.dirs(p.ID, ""), Unlimited: e.unlimited(&p)})
 	}
 	if err != nil {
 		return "", fmt.Errorf("create pod %s: %w (after %s)", p.Name, err, round(time.Since(began)))
@@ -73,6 +74,19 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 		err = fmt.Errorf("create pod %s: its unit was stopped meanwhile: %w", p.Name, pod.ErrUnavailable)
 	}
 	return p.ID, also(err, e.reloadPod(p.ID, whole), m.lock.Unlock())
+}
+
+// unlimited looks at the slice that the pod was given. One of ours, which is not there
+// yet, gets the limits that the pod has.
+func (e *Engine) unlimited(p *pod.Pod) isolator.Unlimited {
+	none := func(file string) bool {
+		data, err := os.ReadFile(filepath.Join(e.cfg.Cgroups, unit.CgroupOf(p.Slice), file))
+		return err == nil && bytes.HasPrefix(data, []byte("max"))
+	}
+	if p.CgroupParent == "" {
+		return isolator.Unlimited{}
+	}
+	return isolator.Unlimited{Memory: none("memory.max"), CPU: none("cpu.max")}
 }
 
 // podCreated is now, or later: kubelet takes the pod that was created last for the one

@@ -30,6 +30,7 @@ type Agent struct {
 	apps map[string]*app
 
 	holder holder
+	clock  clock
 }
 
 // app is one of the pod's.

@@ -35,7 +35,7 @@ func boot() (key []byte, err error) {
 	}
 	if err := mountAll([]place{
 		{"cgroup2", cgroupRoot, unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "memory_recursiveprot"},
-		{"virtiofs", Share, unix.MS_NOSUID | unix.MS_NODEV, ""},
+		{"virtiofs", Share, unix.MS_NODEV, ""}, // programs in volumes may be setuid, as elsewhere
 	}); err != nil {
 		return nil, err
 	}

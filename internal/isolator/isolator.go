@@ -9,6 +9,7 @@ package isolator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"strings"
@@ -99,6 +100,18 @@ type Features struct {
 type Sandbox struct {
 	Pod *pod.Pod
 	Dir Dirs
+	// Unlimited tells where Pod.Resources is no limit of the whole pod.
+	Unlimited Unlimited
+}
+
+// ErrCannotUndo: who has made something for a pod or an app cannot be asked any more. What
+// it made stays, and the pod can be removed all the same.
+var ErrCannotUndo = errors.New("what it made stays")
+
+// Unlimited tells of what the pod's slice has no limit. Kubelet adds up the limits that
+// containers have, also where others have none.
+type Unlimited struct {
+	Memory, CPU bool
 }
 
 // App is the input of an app's plan.

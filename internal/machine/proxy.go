@@ -227,6 +227,7 @@ func (p *proxy) attend(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go p.signals(ctx)
+	go p.keepTime(ctx)
 	if p.app.Stdin {
 		go p.feed(ctx)
 	}

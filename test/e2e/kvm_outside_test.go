@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -44,7 +45,9 @@ func TestKVMOutside(t *testing.T) {
 	})
 	t.Run("network", func(t *testing.T) { machineNetwork(t, n, p) })
 	t.Run("files", func(t *testing.T) { machineFiles(t, n, p) })
+	t.Run("clock", func(t *testing.T) { machineClock(t, n, p) })
 	t.Run("full disk", func(t *testing.T) { machineDisk(t, n, p) })
+	t.Run("full host", func(t *testing.T) { hostDisk(t, n, p) }) // the last: its disk may be read-only now
 }
 
 // machineNetwork: both addresses, the MTU and the port of the host are the pod's.
@@ -101,6 +104,51 @@ func machineFiles(t *testing.T, n *node.Node, p *pod.Pod) {
 	}
 	if got := sh(t, "find "+root+"/ -maxdepth 4 -name beside"); got != "" {
 		t.Errorf("the file server sees %s", got)
+	}
+}
+
+// hostDisk: where the host has no more room apps are told, and none stands still for it.
+func hostDisk(t *testing.T, n *node.Node, p *pod.Pod) {
+	beside := newApp(t, n, p, shell("while [ ! -e /end/now ]; do sleep 0.1; done; echo still; exit 3"), endBy(t))
+	start(t, n, beside)
+	ballast, err := os.CreateTemp("/var/lib/gantry", "e2e-ballast-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty := func() error { return errors.Join(ignoreGone(os.Remove(ballast.Name())), ballast.Truncate(0)) }
+	t.Cleanup(func() { empty(); ballast.Close() })
+	writes := newApp(t, n, p, shell("while [ ! -e /end/now ]; do sleep 0.1; done; dd if=/dev/zero of=/more bs=1M count=100 conv=fsync 2>&1 | grep -ci error; exit 4"), endBy(t))
+	start(t, n, writes)
+	fillDisk(t, ballast)
+	endNow(t, writes)
+	if s := wait(t, n, writes); s.Exit.Code != 4 || output(t, writes) == "0\n" {
+		t.Errorf("what wrote ended as %+v, with %q", s.Exit, output(t, writes))
+	}
+	endNow(t, beside)
+	if s := wait(t, n, beside); s.Exit.Code != 3 || output(t, beside) != "still\n" {
+		t.Errorf("the app beside it ended as %+v, with %q", s.Exit, output(t, beside))
+	}
+	if err := empty(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// machineClock: it follows the host's. Whoever stands for an app compares the two, and at once
+// when it begins.
+func machineClock(t *testing.T, n *node.Node, p *pod.Pod) {
+	a := newApp(t, n, p, shell("date -s @1000000000 >/dev/null && echo set; exec sleep 1000"), with(func(s *engine.AppSpec) {
+		s.Security.AddCaps, s.Security.Seccomp.Kind = []string{"SYS_TIME"}, pod.ProfileUnconfined
+	}))
+	start(t, n, a)
+	says(t, a, "set")
+	sh(t, "kill -9 $(systemctl show -P MainPID gantry-app-"+string(a.ID)+".service)")
+	eventually(t, 20*time.Second, "the machine's clock is right", func() bool {
+		out, _ := execIn(t, n, a, pod.Process{Argv: []string{"date", "+%s"}}, "")
+		got, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+		return err == nil && time.Since(time.Unix(got, 0)).Abs() < patience(2*time.Second)
+	})
+	if err := n.RemoveApp(t.Context(), a.ID); err != nil {
+		t.Error(err)
 	}
 }
 

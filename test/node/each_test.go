@@ -33,7 +33,10 @@ func TestMachineThroughCRI(t *testing.T) {
 	needsGantry(t)
 	withMachines(t)
 	e := dial(t)
-	e.throughCRI(t, e.podConfig(t, "each"), "kvm", 8096)
+	config := e.podConfig(t, "each")
+	// It has a kernel of its own, all of which a pod may change.
+	config.Linux.Sysctls = map[string]string{"vm.max_map_count": "262199", "net.ipv4.ip_unprivileged_port_start": "81"}
+	e.throughCRI(t, config, "kvm", 8096)
 }
 
 // throughCRI tries all that can be done with containers, in one pod.
@@ -64,6 +67,11 @@ func (e engine) throughCRI(t *testing.T, config *cri.PodSandboxConfig, handler s
 	sized.Stdin, sized.Tty = true, true
 	terminal := p.create(t, sized).start(t)
 
+	for name, want := range config.GetLinux().GetSysctls() {
+		if out, _, _ := c.exec(t, "cat", "/proc/sys/"+strings.ReplaceAll(name, ".", "/")); out != want+"\n" {
+			t.Errorf("%s is %q, want %s", name, out, want)
+		}
+	}
 	t.Run("exec", func(t *testing.T) { e.execsInEach(t, c) })
 	t.Run("terminals", func(t *testing.T) { terminal.resizes(t) })
 	t.Run("ports", func(t *testing.T) {

@@ -1504,6 +1504,110 @@ func (x *StatsResponse) GetFsInodesFree() uint64 {
 	return 0
 }
 
+type ClockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Adjust        int64                  `protobuf:"varint,1,opt,name=adjust,proto3" json:"adjust,omitempty"`   // nanoseconds that the clock is behind
+	Changes       uint64                 `protobuf:"varint,2,opt,name=changes,proto3" json:"changes,omitempty"` // of the answer by which that is known: who comes second is not heard
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClockRequest) Reset() {
+	*x = ClockRequest{}
+	mi := &file_guest_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClockRequest) ProtoMessage() {}
+
+func (x *ClockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
+func (*ClockRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ClockRequest) GetAdjust() int64 {
+	if x != nil {
+		return x.Adjust
+	}
+	return 0
+}
+
+func (x *ClockRequest) GetChanges() uint64 {
+	if x != nil {
+		return x.Changes
+	}
+	return 0
+}
+
+type ClockResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Time          int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`       // in nanoseconds since 1970
+	Changes       uint64                 `protobuf:"varint,2,opt,name=changes,proto3" json:"changes,omitempty"` // how often the clock was moved
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClockResponse) Reset() {
+	*x = ClockResponse{}
+	mi := &file_guest_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClockResponse) ProtoMessage() {}
+
+func (x *ClockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
+func (*ClockResponse) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ClockResponse) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *ClockResponse) GetChanges() uint64 {
+	if x != nil {
+		return x.Changes
+	}
+	return 0
+}
+
 var File_guest_proto protoreflect.FileDescriptor
 
 const file_guest_proto_rawDesc = "" +
@@ -1600,7 +1704,13 @@ const file_guest_proto_rawDesc = "" +
 	"\tprocesses\x18\x05 \x01(\x04R\tprocesses\x12\x19\n" +
 	"\bfs_bytes\x18\x06 \x01(\x04R\afsBytes\x12\x1b\n" +
 	"\tfs_inodes\x18\a \x01(\x04R\bfsInodes\x12$\n" +
-	"\x0efs_inodes_free\x18\b \x01(\x04R\ffsInodesFree2\xac\a\n" +
+	"\x0efs_inodes_free\x18\b \x01(\x04R\ffsInodesFree\"@\n" +
+	"\fClockRequest\x12\x16\n" +
+	"\x06adjust\x18\x01 \x01(\x03R\x06adjust\x12\x18\n" +
+	"\achanges\x18\x02 \x01(\x04R\achanges\"=\n" +
+	"\rClockResponse\x12\x12\n" +
+	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x18\n" +
+	"\achanges\x18\x02 \x01(\x04R\achanges2\xf4\a\n" +
 	"\x05Guest\x12C\n" +
 	"\x04Info\x12\x1c.gantry.guest.v1.InfoRequest\x1a\x1d.gantry.guest.v1.InfoResponse\x12L\n" +
 	"\aConnect\x12\x1f.gantry.guest.v1.ConnectRequest\x1a .gantry.guest.v1.ConnectResponse\x12@\n" +
@@ -1614,7 +1724,8 @@ const file_guest_proto_rawDesc = "" +
 	"\x05Write\x12\x1d.gantry.guest.v1.WriteRequest\x1a\x1e.gantry.guest.v1.WriteResponse\x12I\n" +
 	"\x06Resize\x12\x1e.gantry.guest.v1.ResizeRequest\x1a\x1f.gantry.guest.v1.ResizeResponse\x12I\n" +
 	"\x06Update\x12\x1e.gantry.guest.v1.UpdateRequest\x1a\x1f.gantry.guest.v1.UpdateResponse\x12F\n" +
-	"\x05Stats\x12\x1d.gantry.guest.v1.StatsRequest\x1a\x1e.gantry.guest.v1.StatsResponseB\x1fZ\x1dgantry/internal/guest/guestpbb\x06proto3"
+	"\x05Stats\x12\x1d.gantry.guest.v1.StatsRequest\x1a\x1e.gantry.guest.v1.StatsResponse\x12F\n" +
+	"\x05Clock\x12\x1d.gantry.guest.v1.ClockRequest\x1a\x1e.gantry.guest.v1.ClockResponseB\x1fZ\x1dgantry/internal/guest/guestpbb\x06proto3"
 
 var (
 	file_guest_proto_rawDescOnce sync.Once
@@ -1628,7 +1739,7 @@ func file_guest_proto_rawDescGZIP() []byte {
 	return file_guest_proto_rawDescData
 }
 
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_guest_proto_goTypes = []any{
 	(*InfoRequest)(nil),     // 0: gantry.guest.v1.InfoRequest
 	(*InfoResponse)(nil),    // 1: gantry.guest.v1.InfoResponse
@@ -1658,6 +1769,8 @@ var file_guest_proto_goTypes = []any{
 	(*UpdateResponse)(nil),  // 25: gantry.guest.v1.UpdateResponse
 	(*StatsRequest)(nil),    // 26: gantry.guest.v1.StatsRequest
 	(*StatsResponse)(nil),   // 27: gantry.guest.v1.StatsResponse
+	(*ClockRequest)(nil),    // 28: gantry.guest.v1.ClockRequest
+	(*ClockResponse)(nil),   // 29: gantry.guest.v1.ClockResponse
 }
 var file_guest_proto_depIdxs = []int32{
 	4,  // 0: gantry.guest.v1.ExecRequest.ref:type_name -> gantry.guest.v1.Ref
@@ -1683,21 +1796,23 @@ var file_guest_proto_depIdxs = []int32{
 	21, // 20: gantry.guest.v1.Guest.Resize:input_type -> gantry.guest.v1.ResizeRequest
 	24, // 21: gantry.guest.v1.Guest.Update:input_type -> gantry.guest.v1.UpdateRequest
 	26, // 22: gantry.guest.v1.Guest.Stats:input_type -> gantry.guest.v1.StatsRequest
-	1,  // 23: gantry.guest.v1.Guest.Info:output_type -> gantry.guest.v1.InfoResponse
-	3,  // 24: gantry.guest.v1.Guest.Connect:output_type -> gantry.guest.v1.ConnectResponse
-	6,  // 25: gantry.guest.v1.Guest.Run:output_type -> gantry.guest.v1.RunResponse
-	8,  // 26: gantry.guest.v1.Guest.Exec:output_type -> gantry.guest.v1.ExecResponse
-	10, // 27: gantry.guest.v1.Guest.Hold:output_type -> gantry.guest.v1.HoldResponse
-	12, // 28: gantry.guest.v1.Guest.Wait:output_type -> gantry.guest.v1.WaitResponse
-	14, // 29: gantry.guest.v1.Guest.Forget:output_type -> gantry.guest.v1.ForgetResponse
-	16, // 30: gantry.guest.v1.Guest.Signal:output_type -> gantry.guest.v1.SignalResponse
-	18, // 31: gantry.guest.v1.Guest.Read:output_type -> gantry.guest.v1.ReadResponse
-	20, // 32: gantry.guest.v1.Guest.Write:output_type -> gantry.guest.v1.WriteResponse
-	22, // 33: gantry.guest.v1.Guest.Resize:output_type -> gantry.guest.v1.ResizeResponse
-	25, // 34: gantry.guest.v1.Guest.Update:output_type -> gantry.guest.v1.UpdateResponse
-	27, // 35: gantry.guest.v1.Guest.Stats:output_type -> gantry.guest.v1.StatsResponse
-	23, // [23:36] is the sub-list for method output_type
-	10, // [10:23] is the sub-list for method input_type
+	28, // 23: gantry.guest.v1.Guest.Clock:input_type -> gantry.guest.v1.ClockRequest
+	1,  // 24: gantry.guest.v1.Guest.Info:output_type -> gantry.guest.v1.InfoResponse
+	3,  // 25: gantry.guest.v1.Guest.Connect:output_type -> gantry.guest.v1.ConnectResponse
+	6,  // 26: gantry.guest.v1.Guest.Run:output_type -> gantry.guest.v1.RunResponse
+	8,  // 27: gantry.guest.v1.Guest.Exec:output_type -> gantry.guest.v1.ExecResponse
+	10, // 28: gantry.guest.v1.Guest.Hold:output_type -> gantry.guest.v1.HoldResponse
+	12, // 29: gantry.guest.v1.Guest.Wait:output_type -> gantry.guest.v1.WaitResponse
+	14, // 30: gantry.guest.v1.Guest.Forget:output_type -> gantry.guest.v1.ForgetResponse
+	16, // 31: gantry.guest.v1.Guest.Signal:output_type -> gantry.guest.v1.SignalResponse
+	18, // 32: gantry.guest.v1.Guest.Read:output_type -> gantry.guest.v1.ReadResponse
+	20, // 33: gantry.guest.v1.Guest.Write:output_type -> gantry.guest.v1.WriteResponse
+	22, // 34: gantry.guest.v1.Guest.Resize:output_type -> gantry.guest.v1.ResizeResponse
+	25, // 35: gantry.guest.v1.Guest.Update:output_type -> gantry.guest.v1.UpdateResponse
+	27, // 36: gantry.guest.v1.Guest.Stats:output_type -> gantry.guest.v1.StatsResponse
+	29, // 37: gantry.guest.v1.Guest.Clock:output_type -> gantry.guest.v1.ClockResponse
+	24, // [24:38] is the sub-list for method output_type
+	10, // [10:24] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -1714,7 +1829,7 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ type GuestService interface {
 	Resize(context.Context, *ResizeRequest) (*ResizeResponse, error)
 	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
+	Clock(context.Context, *ClockRequest) (*ClockResponse, error)
 }
 
 func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
@@ -116,6 +117,13 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 					return nil, err
 				}
 				return svc.Stats(ctx, &req)
+			},
+			"Clock": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ClockRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Clock(ctx, &req)
 			},
 		},
 	})
@@ -230,6 +238,14 @@ func (c *guestClient) Update(ctx context.Context, req *UpdateRequest) (*UpdateRe
 func (c *guestClient) Stats(ctx context.Context, req *StatsRequest) (*StatsResponse, error) {
 	var resp StatsResponse
 	if err := c.client.Call(ctx, "gantry.guest.v1.Guest", "Stats", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) Clock(ctx context.Context, req *ClockRequest) (*ClockResponse, error) {
+	var resp ClockResponse
+	if err := c.client.Call(ctx, "gantry.guest.v1.Guest", "Clock", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

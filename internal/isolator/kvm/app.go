@@ -94,7 +94,7 @@ func (k *KVM) appFiles(in isolator.App, a machine.App, p initproc.Process) ([]is
 // machine's business.
 func (k *KVM) service(in isolator.App) (unit.Unit, error) {
 	own := in
-	own.Resources = pod.Resources{OOMScoreAdj: machineOOMScore}
+	own.Resources = pod.Resources{OOMScoreAdj: oomScore(in.Pod.Slice)}
 	none, err := recipe.LimitsOf(own)
 	if err != nil {
 		return unit.Unit{}, err

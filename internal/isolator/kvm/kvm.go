@@ -123,7 +123,7 @@ func (k *KVM) Sandbox(in isolator.Sandbox) (isolator.Plan, error) {
 	if err != nil {
 		return plan, err
 	}
-	size, err := k.size(in.Pod)
+	size, err := k.size(in)
 	if err != nil {
 		return plan, fmt.Errorf("plan pod: %w", err)
 	}

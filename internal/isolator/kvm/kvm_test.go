@@ -120,6 +120,45 @@ func TestPlans(t *testing.T) {
 	}
 }
 
+// TestSizeOfAPodThatIsNotLimited: kubelet adds up the limits that some containers have.
+func TestSizeOfAPodThatIsNotLimited(t *testing.T) {
+	t.Parallel()
+	k := newKVM(t)
+	usual, err := k.size(isolator.Sandbox{Pod: &pod.Pod{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := isolator.Unlimited{Memory: true, CPU: true}
+	for _, c := range []struct {
+		limit     int64 // MiB
+		cpus      int64
+		unlimited isolator.Unlimited
+		want      size
+	}{
+		{32, 1, both, usual},
+		{8 << 10, 7, both, size{8<<10 - k.cfg.Overhead/mebi, 7}},
+		{8 << 10, 7, isolator.Unlimited{}, size{8<<10 - k.cfg.Overhead/mebi, 7}},
+		{300, 1, isolator.Unlimited{CPU: true}, size{300 - k.cfg.Overhead/mebi, usual.cpus}},
+	} {
+		p := &pod.Pod{PodResources: pod.PodResources{Resources: &pod.Resources{Memory: c.limit << 20, CPUQuota: c.cpus * 100000, CPUPeriod: 100000}}}
+		if got, err := k.size(isolator.Sandbox{Pod: p, Unlimited: c.unlimited}); err != nil || got != c.want {
+			t.Errorf("%+v: got %+v, %v", c, got, err)
+		}
+	}
+}
+
+// TestOOMScore: the host would rather lose what kubelet promised least.
+func TestOOMScore(t *testing.T) {
+	t.Parallel()
+	for slice, want := range map[string]int{
+		"kubepods-besteffort-podu_1.slice": 1000, "kubepods-burstable-podu_1.slice": 900, "kubepods-podu_1.slice": -998, "gantry-x.slice": -998,
+	} {
+		if got := oomScore(slice); got != want {
+			t.Errorf("%s: %d, want %d", slice, got, want)
+		}
+	}
+}
+
 // TestRefused: what a machine cannot have is refused when it is asked for.
 func TestRefused(t *testing.T) {
 	t.Parallel()

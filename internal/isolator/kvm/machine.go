@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"strconv"
+	"strings"
 	"time"
 
 	"gantry/internal/guest"
@@ -33,9 +34,10 @@ const (
 )
 
 // size follows from the pod's limits: its memory less what the machine itself takes. The
-// overhead that a RuntimeClass announces is on top of what the apps have.
-func (k *KVM) size(p *pod.Pod) (size, error) {
-	s := size{k.cfg.Memory / mebi, max(k.cfg.CPUs, 1)}
+// overhead that a RuntimeClass announces is on top of what the apps have. Where only some
+// of them have limits, the others may need what a pod without any gets.
+func (k *KVM) size(in isolator.Sandbox) (size, error) {
+	p, s := in.Pod, size{k.cfg.Memory / mebi, max(k.cfg.CPUs, 1)}
 	if p.Resources == nil {
 		return s, nil
 	}
@@ -43,11 +45,20 @@ func (k *KVM) size(p *pod.Pod) (size, error) {
 		if p.Overhead != nil && p.Overhead.Memory > 0 {
 			limit += p.Overhead.Memory
 		}
-		if s.memory = (limit - k.cfg.Overhead) / mebi; s.memory < leastMemory {
+		memory := (limit - k.cfg.Overhead) / mebi
+		switch {
+		case in.Unlimited.Memory:
+			s.memory = max(s.memory, memory)
+		case memory < leastMemory:
 			return s, recipe.Invalid("memory limit of %d MiB: a machine needs at least %d, of which %d are kvm.overhead", limit/mebi, leastMemory+k.cfg.Overhead/mebi, k.cfg.Overhead/mebi)
+		default:
+			s.memory = memory
 		}
 	}
 	if n := processors(*p.Resources); n > 0 {
+		if in.Unlimited.CPU {
+			n = max(s.cpus, n)
+		}
 		s.cpus = n
 	}
 	return s, nil
@@ -73,13 +84,23 @@ func common(in isolator.Sandbox, what string) []unit.Property {
 		{Name: "IgnoreOnIsolate", Value: unit.Bool(true)},
 		{Name: "KillMode", Value: unit.String("mixed")},
 		{Name: "TimeoutStopUSec", Value: unit.Duration(10 * time.Second)},
-		{Name: "OOMScoreAdjust", Value: unit.Int32(machineOOMScore)},
+		{Name: "OOMScoreAdjust", Value: unit.Int32(int32(oomScore(in.Pod.Slice)))},
 		{Name: "SyslogIdentifier", Value: unit.String("gantry-guest")},
 	}
 }
 
-// machineOOMScore is that of what apps stand on: to kill it ends all of them.
-const machineOOMScore = -998
+// oomScore is that of what apps stand on, when the host is out of memory: to kill it ends
+// all of them. Kubelet's slices tell whom it would rather lose, and without them it is
+// the score that other engines give to what a pod stands on.
+func oomScore(slice string) int {
+	switch {
+	case strings.Contains(slice, "kubepods-besteffort-"):
+		return 1000
+	case strings.Contains(slice, "kubepods-burstable-"):
+		return 900
+	}
+	return -998
+}
 
 func (k *KVM) run(args ...string) unit.Command {
 	return unit.Command{Path: k.cfg.Guest, Args: append([]string{k.cfg.Guest}, args...)}
@@ -204,9 +225,9 @@ func (k *KVM) arguments(in isolator.Sandbox, s size, cid uint32) []string {
 		"-netdev", "tap,id=net,ifname="+machine.Tap+",script=no,downscript=no",
 		"-device", "virtio-net-pci,netdev=net,romfile=",
 	)
-	if k.cfg.Disk > 0 {
+	if k.cfg.Disk > 0 { // where the host's disk is full, apps are told: without a word the machine would stand still, and nobody would wake it
 		args = append(args,
-			"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file="+path.Join(in.Dir.Pod, machine.Disk),
+			"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report,file="+path.Join(in.Dir.Pod, machine.Disk),
 			"-device", "virtio-blk-pci,drive=disk,serial="+guest.ScratchSerial)
 	}
 	return args
