@@ -406,7 +406,7 @@ func (e *Engine) appRemoval(p *pod.Pod, a *pod.App) operation {
 		}},
 		{name: "runtime", do: func(ctx context.Context) error {
 			if iso, ok := e.iso[p.Isolator].(forgetter); ok {
-				return iso.Forget(ctx, a.ID)
+				return e.undone(p, iso.Forget(ctx, a.ID))
 			}
 			if iso, ok := e.iso[p.Isolator].(podForgetter); ok {
 				bounded, cancel := context.WithTimeout(ctx, remoteTime)

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"gantry/internal/disk"
+	"gantry/internal/isolator"
 	"gantry/internal/namespace"
 	"gantry/internal/pod"
 	"gantry/internal/unit"
@@ -141,10 +142,20 @@ func (e *Engine) podRemoval(p *pod.Pod) operation {
 			if !ok {
 				return nil // it is not on this node any more, and neither is what it made
 			}
-			return iso.Cleanup(ctx, p)
+			return e.undone(p, iso.Cleanup(ctx, p))
 		}},
 		{name: "record", do: func(ctx context.Context) error { return e.forgetPod(ctx, p) }},
 	}}
+}
+
+// undone takes it that an isolator is there no more that could undo what it made: its file
+// was removed, or does not run. Its pods could never be removed otherwise.
+func (e *Engine) undone(p *pod.Pod, err error) error {
+	if !errors.Is(err, isolator.ErrCannotUndo) {
+		return err
+	}
+	e.log.Warn("an isolator cannot be asked to undo what it made", "isolator", p.Isolator, "pod", p.ID, "err", err)
+	return nil
 }
 
 // forgetPod removes a pod's record, and its slice if it has one of its own. That goes by

@@ -166,12 +166,20 @@ func (x *External) Resources(r pod.Resources) ([]unit.Property, []isolator.Cgrou
 
 // Cleanup has the executable undo what it made for a pod.
 func (x *External) Cleanup(ctx context.Context, p *pod.Pod) error {
-	_, err := x.ask(request{Verb: verbCleanup, Pod: podWords(p, isolator.Dirs{})}, ends(ctx))
-	return err
+	return x.undo(ctx, request{Verb: verbCleanup, Pod: podWords(p, isolator.Dirs{})})
 }
 
 // Forget has the executable undo what it made for an app, of which no process is left.
 func (x *External) Forget(ctx context.Context, app pod.ID) error {
-	_, err := x.ask(request{Verb: verbCleanup, App: &App{ID: string(app)}}, ends(ctx))
+	return x.undo(ctx, request{Verb: verbCleanup, App: &App{ID: string(app)}})
+}
+
+// undo tells apart that the executable failed, which may be better the next time, and that
+// it cannot be asked.
+func (x *External) undo(ctx context.Context, r request) error {
+	if err := x.Usable(); err != nil {
+		return fmt.Errorf("%w: %w", isolator.ErrCannotUndo, err)
+	}
+	_, err := x.ask(r, ends(ctx))
 	return err
 }

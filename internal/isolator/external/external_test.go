@@ -246,6 +246,25 @@ func TestRefusedBeforeItIsAsked(t *testing.T) {
 	}
 }
 
+// TestCannotUndo: what cannot be asked is not what failed.
+func TestCannotUndo(t *testing.T) {
+	t.Parallel()
+	x := script(t, map[string]string{verbCleanup: "exit 1"})
+	in := contract.Input(x)
+	for _, gone := range []bool{false, true} {
+		if gone {
+			if err := os.Remove(x.path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, err := range []error{x.Cleanup(t.Context(), in.Pod), x.Forget(t.Context(), in.App.ID)} {
+			if err == nil || errors.Is(err, isolator.ErrCannotUndo) != gone {
+				t.Errorf("gone: %v; got %v", gone, err)
+			}
+		}
+	}
+}
+
 // TestReplaced: a file that was replaced is asked anew.
 func TestReplaced(t *testing.T) {
 	t.Parallel()
