@@ -103,15 +103,33 @@ func (g *execGroup) kill() error {
 // dyingTime bounds the wait for the members of a group that was killed.
 const dyingTime = time.Second
 
+// errDying is of a group that was killed, and has members still.
+var errDying = errors.New("its processes are dying")
+
 // close removes the group and gives it back. One that still has members (a daemon
-// the exec left in the app) is marked and stays until the app ends.
+// the exec left in the app) is marked and stays until the app ends. One that was killed
+// stays locked if its members need longer to die: bury waits for them.
 func (g *execGroup) close() error {
 	err := g.remove(20 * time.Millisecond)
 	if errors.Is(err, unix.EBUSY) {
-		err = nil // of a group that was killed, gc takes what does not die now
-		if !g.killed {
-			err = g.mark()
+		if g.killed {
+			return errDying
 		}
+		err = g.mark()
+	}
+	return errors.Join(err, g.lock.Unlock())
+}
+
+// bury removes the group when its last member is dead, and gives it back. Who does not
+// die within a moment hangs, and is told of.
+func (g *execGroup) bury(hangs func() (noMore func())) error {
+	err := g.remove(dyingTime)
+	if errors.Is(err, unix.EBUSY) {
+		defer hangs()()
+	}
+	for wait := dyingTime / 10; errors.Is(err, unix.EBUSY); wait = min(2*wait, 10*dyingTime) {
+		time.Sleep(wait)
+		err = g.remove(0)
 	}
 	return errors.Join(err, g.lock.Unlock())
 }

@@ -64,19 +64,17 @@ func (s *session) abandon() {
 	}
 }
 
-// endExec gives back the cgroup of an exec, now or when the command is gone.
+// endExec gives back the cgroups of an exec, now or when the command is gone.
 func (e *Engine) endExec(id pod.ID, r *execRun) {
-	closeGroup := func() {
-		err := r.group.close()
+	closeGroups := func() {
+		e.giveBack(id, r.group)
 		if r.outside != nil { // nothing of a runtime is left on purpose
-			err = errors.Join(err, r.outside.kill(), r.outside.close())
-		}
-		if err != nil {
-			e.log.Warn("cannot give back the cgroup of an exec", "app", id, "err", err)
+			e.warnOfGroup(id, r.outside.kill())
+			e.giveBack(id, r.outside)
 		}
 	}
 	if r.hangs == nil {
-		closeGroup()
+		closeGroups()
 		return
 	}
 	e.log.Warn("a command was killed and does not die: leaving it to the kernel", "app", id, "cgroup", r.group.path)
@@ -84,6 +82,29 @@ func (e *Engine) endExec(id pod.ID, r *execRun) {
 	go func() {
 		<-r.hangs
 		e.hung.add(id, -1)
-		closeGroup()
+		closeGroups()
 	}()
+}
+
+// giveBack removes a cgroup of an exec. What was killed may need its time to die, where a
+// limit leaves it little of the processor or it has much to free: nobody waits for that.
+func (e *Engine) giveBack(id pod.ID, g *execGroup) {
+	err := g.close()
+	if !errors.Is(err, errDying) {
+		e.warnOfGroup(id, err)
+		return
+	}
+	go func() {
+		e.warnOfGroup(id, g.bury(func() func() {
+			e.log.Warn("an exec was killed and its processes do not die", "app", id, "cgroup", g.path)
+			e.hung.add(id, 1)
+			return func() { e.hung.add(id, -1) }
+		}))
+	}()
+}
+
+func (e *Engine) warnOfGroup(id pod.ID, err error) {
+	if err != nil {
+		e.log.Warn("cannot give back the cgroup of an exec", "app", id, "err", err)
+	}
 }
