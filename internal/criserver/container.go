@@ -36,6 +36,9 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.Crea
 	if errors.Is(err, engine.ErrImageVolume) {
 		err = &namedError{crierrors.ErrImageVolumeMountFailed, err}
 	}
+	if errors.Is(err, engine.ErrRecursiveReadOnly) {
+		err = &namedError{crierrors.ErrRROUnsupported, err}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,10 @@ func code(err error) codes.Code {
 	if s, ok := status.FromError(err); ok {
 		return s.Code()
 	}
+	var named *namedError
+	if errors.As(err, &named) {
+		return codes.Unknown
+	}
 	// An operation that failed in a step may have met other kinds when it was undone.
 	var at *engine.StageError
 	if errors.As(err, &at) {
@@ -54,7 +58,7 @@ func toStatus(err error) error {
 	}
 	var named *namedError
 	if errors.As(err, &named) {
-		return status.Error(codes.Unknown, named.Error())
+		return status.Error(code(err), named.Error())
 	}
 	return status.Error(code(err), message(err))
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gantry/internal/image"
+	"gantry/internal/isolator"
 	"gantry/internal/network"
 	"gantry/internal/pod"
 )
@@ -67,6 +68,9 @@ type Filter struct {
 	ID     pod.ID
 	Labels map[string]string // all must be equal
 }
+
+// ErrRecursiveReadOnly is the isolators' error of that name.
+var ErrRecursiveReadOnly = isolator.ErrRecursiveReadOnly
 
 // ErrImageVolume: an image cannot be mounted as a volume of an app.
 var ErrImageVolume = errors.New("image volume")

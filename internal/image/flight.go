@@ -5,9 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
+	"runtime/debug"
 	"sync"
 
 	"go.podman.io/image/v5/docker/reference"
+
+	"gantry/internal/pod"
 )
 
 // flight is a pull that several callers wait for. It ends early only when all of
@@ -58,7 +62,10 @@ func (s *Store) board(ctx context.Context, key string, watch func(Progress), run
 	seat, _ := f.enter(watch)
 	s.flights[key] = f
 	go func() {
-		f.id, f.err = run(ctx, f.tell)
+		f.err = s.noPanic("pull", func() (err error) {
+			f.id, err = run(ctx, f.tell)
+			return err
+		})
 		cancel()
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -68,6 +75,18 @@ func (s *Store) board(ctx context.Context, key string, watch func(Progress), run
 		close(f.done)
 	}()
 	return f, seat
+}
+
+// noPanic turns a panic into an error: what an image holds must not end the program that
+// pulls it, with all that runs in there.
+func (s *Store) noPanic(what string, f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("operation panicked", "op", what, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("%s: %w: %v", what, pod.ErrInternal, p)
+		}
+	}()
+	return f()
 }
 
 // enter adds a caller, unless the flight was cancelled because all had left.

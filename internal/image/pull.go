@@ -203,7 +203,8 @@ func (p *pull) layers(ctx context.Context) error {
 		all.Go(func() {
 			defer func() { <-slots }()
 			name := fmt.Sprintf("fetch layer %d of %d (%s)", i+1, len(p.remote.layers), p.remote.layers[i].digest)
-			if err := stage(name, func() error { return p.layer(ctx, i) }); err != nil {
+			layer := func() error { return p.layer(ctx, i) }
+			if err := stage(name, func() error { return p.store.noPanic(name, layer) }); err != nil {
 				cancel(err)
 			}
 		})

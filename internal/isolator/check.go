@@ -6,6 +6,10 @@ import (
 	"gantry/internal/pod"
 )
 
+// ErrRecursiveReadOnly: a mount is asked for that is read-only with all that is mounted in
+// it, which the isolator cannot make. It is an ErrUnsupported.
+var ErrRecursiveReadOnly = fmt.Errorf("recursiveReadOnly: %w", pod.ErrUnsupported)
+
 // CheckPod refuses a pod that asks for more than an isolator honours.
 func (f Features) CheckPod(p *pod.Pod) error {
 	return first([]demand{
@@ -32,8 +36,10 @@ func (f Features) CheckApp(a *pod.App) error {
 	}
 	for _, m := range a.Mounts {
 		at := "mount " + m.Path + ": "
+		if m.RecursiveReadOnly && !f.RecursiveReadOnlyMounts {
+			return fmt.Errorf("%s%w by this isolator", at, ErrRecursiveReadOnly)
+		}
 		demands = append(demands,
-			demand{at + "recursiveReadOnly", m.RecursiveReadOnly, f.RecursiveReadOnlyMounts},
 			demand{at + "propagation=rshared", m.Propagation == pod.PropagationShared, f.BidirectionalMounts},
 			demand{at + "image", m.Image != nil, f.ImageVolumes},
 			demand{at + "options", len(m.Options) > 0, f.MountOptions},
