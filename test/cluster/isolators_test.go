@@ -29,7 +29,9 @@ func (s server) spec() string {
   - name: web
     image: %s
     command: [sh, -c, "mkdir -p /tmp/www; echo I am %s >/tmp/www/index.html; echo up; exec httpd -f -p %d -h /tmp/www"]
-`, class, s.host, busybox, s.name(), s.port)
+    readinessProbe: {httpGet: {path: /ready, port: %d}, periodSeconds: 2, timeoutSeconds: 60}
+    livenessProbe: {exec: {command: [test, "!", -e, /tmp/sick]}, periodSeconds: 2, timeoutSeconds: 60}
+`, class, s.host, busybox, s.name(), s.port, s.port)
 }
 
 func (s server) name() string {
@@ -103,6 +105,22 @@ func TestSideBySide(t *testing.T) {
 			t.Errorf("pod %s: its log is %q", s.name(), got)
 		}
 	}
+	// kubelet's probes reach what runs in each.
+	for i, s := range servers {
+		if pods[i].get(t).container("web").Ready {
+			t.Errorf("pod %s is ready before it says so", s.name())
+		}
+		pods[i].output(t, "web", "touch /tmp/www/ready")
+		pods[i].until(t, time.Minute, "it is ready", func(o podObject) bool { return o.container("web").Ready })
+		pods[i].output(t, "web", "touch /tmp/sick")
+	}
+	for _, p := range pods {
+		o := p.until(t, time.Minute, "what is not alive is stopped", func(o podObject) bool { return o.container("web").State.Terminated != nil })
+		if s := o.container("web").State.Terminated; s.ExitCode != 137 && s.ExitCode != 143 {
+			t.Errorf("pod %s ended as %+v", p.name, s)
+		}
+		p.says(t, 10*time.Second, "Unhealthy", "Liveness probe failed")
+	}
 }
 
 // TestExitsByRuntimeClass: what kubelet reports of ends is what happened, with each.
@@ -139,7 +157,9 @@ func TestRefused(t *testing.T) {
 	nowhere.says(t, time.Minute, "FailedCreatePodSandBox", `"nowhere"`)
 	nowhere.says(t, time.Second, "FailedCreatePodSandBox", "oci")
 	own.says(t, time.Minute, "FailedCreatePodSandBox", "network")
-	for _, p := range []pod{fly, nowhere, own} {
+	off := a.run(t, "default", "off", server{class: "kvm", port: 8080}.spec())
+	off.says(t, time.Minute, "FailedCreatePodSandBox", "kvm.memory in the configuration switches it on")
+	for _, p := range []pod{fly, nowhere, own, off} {
 		if o := p.get(t); o.Status.Phase != "Pending" {
 			t.Errorf("pod %s: %v", p.name, o)
 		}

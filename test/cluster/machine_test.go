@@ -240,6 +240,25 @@ func TestMachineByDefault(t *testing.T) {
 	}
 }
 
+// TestMachineLacks: where the node lacks something for a machine, an event says what and what
+// to do. All others run, and so does the machine once it is there.
+func TestMachineLacks(t *testing.T) {
+	guard(t)
+	a := joinWithMachines(t, withKVM)
+	const path = "/usr/libexec/virtiofsd"
+	sh(t, "mv "+path+" "+path+".away")
+	t.Cleanup(func() { sh(t, "! test -e "+path+".away || mv "+path+".away "+path) })
+	p := a.run(t, "default", "kvm", server{class: "kvm", port: 8080}.spec())
+	p.says(t, time.Minute, "FailedCreatePodSandBox", "this node lacks "+path+": is not there")
+	p.says(t, time.Second, "FailedCreatePodSandBox", "install virtiofsd")
+	if !a.ready(t) {
+		t.Error("the node is not ready")
+	}
+	a.serve(t, server{class: "oci", port: 8080})
+	sh(t, "mv "+path+".away "+path)
+	p.running(t, 2*bootTime) // kubelet tries again at a time of its own choice
+}
+
 // TestMachineIsListed: the node tells that a RuntimeClass can name it.
 func TestMachineIsListed(t *testing.T) {
 	guard(t)

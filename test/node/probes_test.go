@@ -26,7 +26,7 @@ import (
 // footprint is what gantry-cri has, and what execs may leave behind.
 type footprint struct {
 	goroutines, files, cgroups, dirs int
-	rss                              int // KiB
+	rss, heap                        int // KiB; what the heap's objects take, dead ones not collected yet among them
 }
 
 func (e engine) footprint(t *testing.T, cgroup string) footprint {
@@ -41,6 +41,10 @@ func (e engine) footprint(t *testing.T, cgroup string) footprint {
 		t.Fatal(err)
 	}
 	rss := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status)
+	heap, err := strconv.ParseFloat(metric(t, "go_memstats_heap_alloc_bytes"), 64)
+	if err != nil {
+		t.Fatal(err)
+	}
 	number := func(s string) int {
 		n, err := strconv.Atoi(strings.TrimSpace(s))
 		if err != nil {
@@ -49,7 +53,7 @@ func (e engine) footprint(t *testing.T, cgroup string) footprint {
 		return n
 	}
 	return footprint{
-		goroutines: number(metric(t, "go_goroutines")), files: len(files), rss: number(string(rss[1])),
+		goroutines: number(metric(t, "go_goroutines")), files: len(files), rss: number(string(rss[1])), heap: int(heap) >> 10,
 		// An exec's group is below the server's own, or below the app's.
 		cgroups: number(sh(t, "find /sys/fs/cgroup"+cgroup+" /sys/fs/cgroup$(systemctl show -P ControlGroup gantry-cri.service) -type d | wc -l")), dirs: number(sh(t, "ls /run/gantry/exec | wc -l")),
 	}
@@ -102,6 +106,9 @@ func TestManyProbes(t *testing.T) {
 	}
 	if most := middle.rss + 2<<10; after.rss > most {
 		t.Errorf("%d KiB of memory after the second half, %d after the first, want at most %d", after.rss, middle.rss, most)
+	}
+	if most := middle.heap + 1<<10; machine.Long() && after.heap > most {
+		t.Errorf("%d KiB of live objects after the second half, %d after the first, want at most %d", after.heap, middle.heap, most)
 	}
 	if after.goroutines > before.goroutines+3 || after.files > before.files+3 || after.cgroups != before.cgroups || after.dirs != before.dirs {
 		t.Errorf("before %+v, after %d execs %+v", before, n, after)
