@@ -26,6 +26,7 @@ import (
 // footprint is what gantry-cri has, and what execs may leave behind.
 type footprint struct {
 	goroutines, files, cgroups, dirs int
+	threads                          int // told, and not judged: Go keeps those that a peak has made
 	rss, heap                        int // KiB; what the heap's objects take, dead ones not collected yet among them
 }
 
@@ -41,6 +42,7 @@ func (e engine) footprint(t *testing.T, cgroup string) footprint {
 		t.Fatal(err)
 	}
 	rss := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status)
+	threads := regexp.MustCompile(`Threads:\s+(\d+)`).FindSubmatch(status)
 	heap, err := strconv.ParseFloat(metric(t, "go_memstats_heap_alloc_bytes"), 64)
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +55,7 @@ func (e engine) footprint(t *testing.T, cgroup string) footprint {
 		return n
 	}
 	return footprint{
-		goroutines: number(metric(t, "go_goroutines")), files: len(files), rss: number(string(rss[1])), heap: int(heap) >> 10,
+		goroutines: number(metric(t, "go_goroutines")), files: len(files), rss: number(string(rss[1])), heap: int(heap) >> 10, threads: number(string(threads[1])),
 		// An exec's group is below the server's own, or below the app's.
 		cgroups: number(sh(t, "find /sys/fs/cgroup"+cgroup+" /sys/fs/cgroup$(systemctl show -P ControlGroup gantry-cri.service) -type d | wc -l")), dirs: number(sh(t, "ls /run/gantry/exec | wc -l")),
 	}
