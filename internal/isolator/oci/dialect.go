@@ -172,8 +172,8 @@ func (d dialect) checkPod(p *pod.Pod) error {
 	return nil
 }
 
-// checkProfiles refuses profiles that would be left out in silence. Those by default are
-// for what the runtime has its own means for.
+// checkProfiles refuses profiles and paths that would be left out in silence. Those by
+// default are for what the runtime has its own means for.
 func (d dialect) checkProfiles(s pod.Security) error {
 	for _, p := range []struct {
 		field string
@@ -181,6 +181,11 @@ func (d dialect) checkProfiles(s pod.Security) error {
 	}{{"security.seccomp", s.Seccomp.Kind}, {"security.appArmor", s.AppArmor.Kind}} {
 		if d.kernel && p.kind == pod.ProfileLocalhost {
 			return fmt.Errorf("%s: a profile of the host's: %w by this isolator", p.field, pod.ErrUnsupported)
+		}
+	}
+	for _, hidden := range slices.Concat(s.MaskedPaths, s.ReadOnlyPaths) { // those of /proc and /sys are the kernel's own affair
+		if d.kernel && !strings.HasPrefix(hidden, "/proc/") && !strings.HasPrefix(hidden, "/sys/") {
+			return fmt.Errorf("security: %s masked or read-only: %w by this isolator", hidden, pod.ErrUnsupported)
 		}
 	}
 	return nil
