@@ -122,6 +122,11 @@ func (n *Network) Del(ctx context.Context, a Attachment, saved *Result) error {
 	if err := checkID(a.Pod); err != nil {
 		return failed("del", start, err)
 	}
+	done, unlock, err := n.alone(ctx, a.Pod)
+	if err != nil || done {
+		return failed("del", start, err)
+	}
+	defer unlock()
 	return failed("del", start, n.del(ctx, a, saved))
 }
 

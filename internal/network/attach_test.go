@@ -134,6 +134,30 @@ func TestAddAndDel(t *testing.T) {
 	}
 }
 
+// TestDelTwiceAtATime: the end of a pod's unit and who stops the pod both give its network
+// back. One does, and the other waits for that.
+func TestDelTwiceAtATime(t *testing.T) {
+	b := newBed(t, time.Minute)
+	b.confFile("10-net.conflist", twoPlugins)
+	r, err := b.Add(t.Context(), b.attachment())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.on("b", "DEL", networktest.Step{Slow: 1000})
+	ended := make(chan error)
+	for range 5 {
+		go func() { ended <- b.Del(t.Context(), b.attachment(), &r) }()
+	}
+	for range 5 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	if got, want := b.sequence(), "a ADD, b ADD, b DEL, a DEL"; got != want {
+		t.Errorf("calls: %s, want %s", got, want)
+	}
+}
+
 func TestDelWithoutAnything(t *testing.T) {
 	for name, c := range map[string]struct {
 		journal, netns bool

@@ -142,19 +142,26 @@ func flock(ctx context.Context, path string, how int) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
+	unlock, _, err := flockOpen(ctx, f, how)
+	return unlock, err
+}
+
+// flockOpen locks an open file, tells which one it is, and returns what unlocks and closes it.
+func flockOpen(ctx context.Context, f *os.File, how int) (func(), os.FileInfo, error) {
 	for {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil {
-			return func() { f.Close() }, nil
+			at, err := f.Stat()
+			return func() { f.Close() }, at, err
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			f.Close()
-			return nil, err
+			return nil, nil, err
 		}
 		select {
 		case <-ctx.Done():
 			f.Close()
-			return nil, fmt.Errorf("wait for %s: %w", path, context.Cause(ctx))
+			return nil, nil, fmt.Errorf("wait for %s: %w", f.Name(), context.Cause(ctx))
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

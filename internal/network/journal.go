@@ -98,6 +98,30 @@ func (n *Network) Attached(id pod.ID) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
+// alone keeps two Dels of one pod apart: the end of its unit gives the network back as
+// well as who stops the pod, neither waits for the other, and plugins are not made for
+// two at a time. The lock is on the record. It tells that the other one has done all.
+func (n *Network) alone(ctx context.Context, id pod.ID) (done bool, unlock func(), err error) {
+	for waited := false; ; waited = true {
+		f, err := os.Open(n.recordPath(id))
+		if errors.Is(err, fs.ErrNotExist) {
+			return waited, func() {}, nil
+		}
+		if err != nil {
+			return false, nil, fmt.Errorf("lock the attachment: %w", err)
+		}
+		unlock, at, err := flockOpen(ctx, f, unix.LOCK_EX)
+		if err != nil {
+			return false, nil, fmt.Errorf("lock the attachment: %w", err)
+		}
+		now, err := os.Stat(n.recordPath(id))
+		if err == nil && os.SameFile(at, now) {
+			return false, unlock, nil
+		}
+		unlock() // it was replaced or removed meanwhile
+	}
+}
+
 func (n *Network) removeRecord(id pod.ID) error {
 	if err := os.Remove(n.recordPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove journal: %w", err)
