@@ -55,7 +55,7 @@ func serve(ctx context.Context, cfg config.Config, files []string, load loader, 
 	defer flush()
 	features := n.Features()
 	s, err := criserver.New(criserver.Config{
-		Engine: n, Handlers: handlers(features), MountOptions: features[0].Features.MountOptions,
+		Engine: n, Handlers: handlers(features), Off: switchedOff(features), MountOptions: features[0].Features.MountOptions,
 		Version: criserver.Semver(version), StreamAddress: cfg.CRIStreamAddress, StreamIdle: cfg.CRIStreamIdle, Slow: cfg.CRISlow, Log: log, Tracer: tracer,
 	})
 	if err != nil {
@@ -132,6 +132,17 @@ func tell(log *slog.Logger, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		log.Warn("systemd cannot be told", "state", state, "err", err)
 	}
+}
+
+// switchedOff are the isolators that no RuntimeClass can name, and why.
+func switchedOff(features []engine.IsolatorFeatures) map[string]error {
+	out := map[string]error{}
+	for _, f := range features {
+		if f.Off {
+			out[f.Name] = f.Broken
+		}
+	}
+	return out
 }
 
 // handlers are the isolators, under the names that a RuntimeClass gives.

@@ -67,6 +67,8 @@ type Config struct {
 	Tracer trace.TracerProvider
 	// Handlers that there are; the first is the default.
 	Handlers []Handler
+	// Off tells of handlers that the operator has switched off what switches them on.
+	Off map[string]error
 	// MountOptions tells that the handlers honour noexec, nodev and nosuid.
 	MountOptions bool
 	// Version of Gantry, as semver wants it.

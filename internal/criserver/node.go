@@ -73,6 +73,9 @@ func (s *Server) knows(field, handler string) error {
 			return nil
 		}
 	}
+	if why := s.cfg.Off[handler]; why != nil {
+		return fmt.Errorf("%s: isolator %s: %w", field, handler, why)
+	}
 	return fmt.Errorf("%s: no runtime handler %q, there is %s: %w", field, handler, strings.Join(names, ", "), pod.ErrInvalid)
 }
 
