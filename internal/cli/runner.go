@@ -42,7 +42,7 @@ func (r *runner) startAll(ctx context.Context) error {
 		err = r.start(ctx)
 	}
 	if err != nil {
-		return errors.Join(err, r.stopAfter(ctx))
+		return r.also(err, r.stopAfter(ctx))
 	}
 	return nil
 }
@@ -167,7 +167,17 @@ func (r *runner) foreground(ctx context.Context) error {
 			return withHint(err, "the pod runs on: gantry status %s", r.created.pod.Name)
 		}
 	}
-	return errors.Join(err, r.stopAfter(ctx))
+	return r.also(err, r.stopAfter(ctx))
+}
+
+// also tells of an error after another. The code of an app says nothing of it.
+func (r *runner) also(err, after error) error {
+	var code *codeError
+	if after != nil && errors.As(err, &code) {
+		fmt.Fprintf(r.env.Stderr, "gantry: run pod %s: %s\n", r.created.pod.Name, oneLine(after.Error()))
+		return err
+	}
+	return errors.Join(err, after)
 }
 
 func (r *runner) sayDetached() {

@@ -263,7 +263,10 @@ func unpin(path string) error {
 		case errors.Is(err, unix.ENOENT):
 			return nil
 		case errors.Is(err, unix.EINVAL): // not a mount point (any more)
-			return os.Remove(path)
+			if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			return nil // the end of the pod's unit does the same, maybe just now
 		default:
 			return fmt.Errorf("unmount %s: %w", path, err)
 		}
