@@ -15,12 +15,12 @@ import (
 // everything else on purpose: kubelet takes the bare message of such an error, and
 // finds the CRI's named errors by how that message begins.
 func code(err error) codes.Code {
-	if s, ok := status.FromError(err); ok {
-		return s.Code()
-	}
 	var named *namedError
 	if errors.As(err, &named) {
 		return codes.Unknown
+	}
+	if s, ok := status.FromError(err); ok {
+		return s.Code()
 	}
 	// An operation that failed in a step may have met other kinds when it was undone.
 	var at *engine.StageError

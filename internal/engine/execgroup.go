@@ -129,7 +129,7 @@ func (g *execGroup) bury(hangs func() (noMore func())) error {
 	}
 	for wait := dyingTime / 10; errors.Is(err, unix.EBUSY); wait = min(2*wait, 10*dyingTime) {
 		time.Sleep(wait)
-		err = g.remove(0)
+		err = errors.Join(g.kill(), g.remove(0)) // again: the app may have put something in
 	}
 	return errors.Join(err, g.lock.Unlock())
 }

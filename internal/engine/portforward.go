@@ -78,19 +78,30 @@ type answers struct {
 	from     io.ReadWriteCloser
 	patience time.Duration
 
-	mu    sync.Mutex
-	timer *time.Timer
-	over  bool // stopped, or silent for too long
+	mu      sync.Mutex
+	timer   *time.Timer
+	reading bool
+	over    bool // stopped, or silent for too long
 }
 
 func (a *answers) Read(p []byte) (int, error) {
-	n, err := a.from.Read(p)
+	a.listens(true)
+	defer a.listens(false) // a caller who takes his time is no silence of the pod's
+	return a.from.Read(p)
+}
+
+// listens has the time run while the pod is waited for.
+func (a *answers) listens(now bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.timer != nil && !a.over {
+	a.reading = now
+	switch {
+	case a.timer == nil || a.over:
+	case now:
 		a.timer.Reset(a.patience)
+	default:
+		a.timer.Stop()
 	}
-	return n, err
 }
 
 func (a *answers) last() {
@@ -103,6 +114,9 @@ func (a *answers) last() {
 		a.stop()
 		a.from.Close()
 	})
+	if !a.reading {
+		a.timer.Stop()
+	}
 }
 
 // stop tells whether there was silence for too long.

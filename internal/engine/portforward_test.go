@@ -45,7 +45,7 @@ func TestRelayOfASilentServer(t *testing.T) {
 	server, conn := pipes(t)
 	var out strings.Builder
 	ended := make(chan error, 1)
-	const patience = 500 * time.Millisecond
+	const patience = 2 * time.Second
 	go func() {
 		ended <- relay(t.Context(), conn, readWrite{said("question"), &out}, patience)
 	}()

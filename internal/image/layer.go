@@ -180,7 +180,7 @@ func (b *blobReader) verify(rest io.Reader) error {
 // was understood and refused has none, nor has a failed write.
 func worthBlaming(err error) bool {
 	var path *os.PathError
-	return !errors.Is(err, errRefused) && !errors.Is(err, pod.ErrUnavailable) && !errors.Is(err, pod.ErrExhausted) && !errors.Is(err, pod.ErrUnsupported) && !errors.As(err, &path)
+	return !errors.Is(err, errRefused) && !errors.Is(err, pod.ErrInternal) && !errors.Is(err, pod.ErrUnavailable) && !errors.Is(err, pod.ErrExhausted) && !errors.Is(err, pod.ErrUnsupported) && !errors.As(err, &path)
 }
 
 // blame finds the reason behind content that made no sense: most often it is not

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
@@ -49,6 +50,11 @@ func readAhead(r io.Reader, see func([]byte)) *ahead {
 	go func() {
 		defer close(a.done)
 		defer close(a.ch)
+		defer func() { // decoders read what strangers wrote: who waits for it is told, and nobody else
+			if p := recover(); p != nil {
+				a.err = fmt.Errorf("read a layer: %w: %v\n%s", pod.ErrInternal, p, debug.Stack())
+			}
+		}()
 		for a.err == nil {
 			buf := chunks.Get().(*[chunkSize]byte)
 			n, err := fill(r, buf[:])

@@ -152,6 +152,9 @@ func flockOpen(ctx context.Context, f *os.File, how int) (func(), os.FileInfo, e
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil {
 			at, err := f.Stat()
+			if err != nil {
+				f.Close()
+			}
 			return func() { f.Close() }, at, err
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {

@@ -121,7 +121,7 @@ func hostDisk(t *testing.T, n *node.Node, p *pod.Pod) {
 	start(t, n, writes)
 	fillDisk(t, ballast)
 	endNow(t, writes)
-	if s := wait(t, n, writes); s.Exit.Code != 4 || output(t, writes) == "0\n" {
+	if s := wait(t, n, writes); s.Exit.Code != 4 || output(t, writes) == "0\n" || output(t, writes) == "" {
 		t.Errorf("what wrote ended as %+v, with %q", s.Exit, output(t, writes))
 	}
 	endNow(t, beside)

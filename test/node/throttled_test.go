@@ -32,7 +32,7 @@ func TestExecCutOffInAThrottledContainer(t *testing.T) {
 	cut := make(chan error, 1)
 	go func() {
 		_, err := c.ExecSync(t.Context(), &cri.ExecSyncRequest{
-			ContainerId: c.id, Timeout: 15,
+			ContainerId: c.id, Timeout: int64(patience(2 * time.Second).Seconds()),
 			Cmd: []string{"sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do (while :; do :; done) & done; touch /began; wait"},
 		})
 		cut <- err
@@ -41,6 +41,9 @@ func TestExecCutOffInAThrottledContainer(t *testing.T) {
 		return sh(t, "test -e /proc/$(systemctl show -P MainPID gantry-app-"+c.id+".service)/root/began && ls -d "+group+"/exec-* | wc -l || true") == "1"
 	})
 	limit(1000)
+	if len(cut) > 0 {
+		t.Error("the exec was cut off before there was a limit")
+	}
 	if err := <-cut; status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("the exec ended with %v", err)
 	}

@@ -175,9 +175,9 @@ func (x *External) Forget(ctx context.Context, app pod.ID) error {
 }
 
 // undo tells apart that the executable failed, which may be better the next time, and that
-// it cannot be asked.
+// there is none that may be asked.
 func (x *External) undo(ctx context.Context, r request) error {
-	if err := x.Usable(); err != nil {
+	if _, err := x.verify(); err != nil {
 		return fmt.Errorf("%w: %w", isolator.ErrCannotUndo, err)
 	}
 	_, err := x.ask(r, ends(ctx))
