@@ -5,13 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
 
 	"go.podman.io/image/v5/docker/reference"
-
-	"gantry/internal/pod"
 )
 
 // flight is a pull that several callers wait for. It ends early only when all of
@@ -82,8 +81,12 @@ func (s *Store) board(ctx context.Context, key string, watch func(Progress), run
 func (s *Store) noPanic(what string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("operation panicked", "op", what, "panic", p, "stack", string(debug.Stack()))
-			err = fmt.Errorf("%s: %w: %v", what, pod.ErrInternal, p)
+			err = fmt.Errorf("%s: %w", what, &panicked{value: p, stack: debug.Stack()})
+		}
+		var p *panicked
+		if errors.As(err, &p) && !p.told { // by whatever goroutine it came
+			p.told = true
+			s.log.Error("operation panicked", "op", what, "panic", fmt.Sprint(p.value), "stack", string(p.stack))
 		}
 	}()
 	return f()

@@ -1,9 +1,11 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -35,13 +37,24 @@ func (o *odd) Read(p []byte) (int, error) {
 	return copy(p, "data"), nil
 }
 
-// TestPanicOfADecoder is an error of who reads, in whatever goroutine it was.
+// TestPanicOfADecoder: it is the pull's that reads, through whatever goroutines it came. The
+// error is a line; where it was, the log tells.
 func TestPanicOfADecoder(t *testing.T) {
 	t.Parallel()
-	a := readAhead(&odd{3}, func([]byte) {})
-	defer a.Close()
-	_, err := io.ReadAll(a)
-	if !errors.Is(err, pod.ErrInternal) || !strings.Contains(err.Error(), "odd archive") || worthBlaming(err) {
+	var log bytes.Buffer
+	s := newStore(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	err := s.noPanic("read", func() error {
+		down := readAhead(&odd{3}, func([]byte) {})
+		defer down.Close()
+		up := readAhead(down, func([]byte) {})
+		defer up.Close()
+		_, err := io.ReadAll(up)
+		return err
+	})
+	if !errors.Is(err, pod.ErrInternal) || !strings.Contains(err.Error(), "odd archive") || strings.Contains(err.Error(), "\n") || worthBlaming(err) {
 		t.Errorf("got %v", err)
+	}
+	if !strings.Contains(log.String(), "(*odd).Read") {
+		t.Errorf("the log has %s", log.String())
 	}
 }

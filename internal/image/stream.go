@@ -44,15 +44,25 @@ type ahead struct {
 	err  error // valid when ch is closed
 }
 
+// panicked is the error that a panic becomes.
+type panicked struct {
+	value any
+	stack []byte // where it was
+	told  bool   // in the log, of which one goroutine after the other has it
+}
+
+func (p *panicked) Error() string { return fmt.Sprintf("%v: %v", pod.ErrInternal, p.value) }
+func (p *panicked) Unwrap() error { return pod.ErrInternal }
+
 // readAhead starts reading r. see is called with every piece, in order.
 func readAhead(r io.Reader, see func([]byte)) *ahead {
 	a := &ahead{ch: make(chan chunk, aheadMost), stop: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(a.done)
 		defer close(a.ch)
-		defer func() { // decoders read what strangers wrote: who waits for it is told, and nobody else
-			if p := recover(); p != nil {
-				a.err = fmt.Errorf("read a layer: %w: %v\n%s", pod.ErrInternal, p, debug.Stack())
+		defer func() {
+			if p := recover(); p != nil { // decoders read what strangers wrote
+				a.err = &panicked{value: p, stack: debug.Stack()}
 			}
 		}()
 		for a.err == nil {

@@ -23,7 +23,7 @@ func (p *proxy) keepTime(ctx context.Context) {
 	tick := time.NewTicker(clockTime)
 	defer tick.Stop()
 	for told := ""; ; {
-		err := follow(ctx, p.client)
+		err := said(follow(ctx, p.client))
 		if err != nil && ctx.Err() == nil && err.Error() != told {
 			told = err.Error()
 			fmt.Fprintln(os.Stderr, "gantry-guest: compare the machine's clock with the host's:", told)

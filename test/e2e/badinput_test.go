@@ -81,13 +81,7 @@ func TestExitOnAFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ballast, err := os.CreateTemp("/var/lib/gantry", "e2e-ballast-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	empty := func() error { return errors.Join(ignoreGone(os.Remove(ballast.Name())), ballast.Truncate(0)) }
-	t.Cleanup(func() { empty(); ballast.Close() })
-	fillDisk(t, ballast)
+	empty := noRoom(t)
 	probe := os.WriteFile("/var/lib/gantry/e2e-probe", make([]byte, 1<<16), 0o600)
 	os.Remove("/var/lib/gantry/e2e-probe")
 	if !errors.Is(probe, syscall.ENOSPC) {
@@ -105,6 +99,19 @@ func TestExitOnAFullDisk(t *testing.T) {
 	if err := n.RemovePod(t.Context(), p.ID); err != nil {
 		t.Error(err)
 	}
+}
+
+// noRoom fills the disk of Gantry's state, until the test ends or asks for room.
+func noRoom(t *testing.T) (room func() error) {
+	t.Helper()
+	ballast, err := os.CreateTemp("/var/lib/gantry", "e2e-ballast-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	room = func() error { return errors.Join(ignoreGone(os.Remove(ballast.Name())), ballast.Truncate(0)) }
+	t.Cleanup(func() { room(); ballast.Close() })
+	fillDisk(t, ballast)
+	return room
 }
 
 func ignoreGone(err error) error {

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -111,15 +110,9 @@ func machineFiles(t *testing.T, n *node.Node, p *pod.Pod) {
 func hostDisk(t *testing.T, n *node.Node, p *pod.Pod) {
 	beside := newApp(t, n, p, shell("while [ ! -e /end/now ]; do sleep 0.1; done; echo still; exit 3"), endBy(t))
 	start(t, n, beside)
-	ballast, err := os.CreateTemp("/var/lib/gantry", "e2e-ballast-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	empty := func() error { return errors.Join(ignoreGone(os.Remove(ballast.Name())), ballast.Truncate(0)) }
-	t.Cleanup(func() { empty(); ballast.Close() })
 	writes := newApp(t, n, p, shell("while [ ! -e /end/now ]; do sleep 0.1; done; dd if=/dev/zero of=/more bs=1M count=100 conv=fsync 2>&1 | grep -ci error; exit 4"), endBy(t))
 	start(t, n, writes)
-	fillDisk(t, ballast)
+	empty := noRoom(t)
 	endNow(t, writes)
 	if s := wait(t, n, writes); s.Exit.Code != 4 || output(t, writes) == "0\n" || output(t, writes) == "" {
 		t.Errorf("what wrote ended as %+v, with %q", s.Exit, output(t, writes))

@@ -160,7 +160,7 @@ func TestRunscRefuses(t *testing.T) {
 		}
 	}
 	spec := appSpec("masked")
-	spec.Security.MaskedPaths = []string{"/proc/kcore", "/etc/passwd"}
+	spec.Security.MaskedPaths = []string{"/proc/kcore", "/proc/../etc/passwd"}
 	if _, err := n.CreateApp(t.Context(), newPod(t, n, inRunsc).ID, spec); !errors.Is(err, pod.ErrUnsupported) || !strings.Contains(err.Error(), "/etc/passwd") {
 		t.Errorf("a masked file of the image: %v", err)
 	}

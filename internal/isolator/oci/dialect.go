@@ -184,7 +184,7 @@ func (d dialect) checkProfiles(s pod.Security) error {
 		}
 	}
 	for _, hidden := range slices.Concat(s.MaskedPaths, s.ReadOnlyPaths) { // those of /proc and /sys are the kernel's own affair
-		if d.kernel && !strings.HasPrefix(hidden, "/proc/") && !strings.HasPrefix(hidden, "/sys/") {
+		if at := path.Clean(hidden); d.kernel && !strings.HasPrefix(at, "/proc/") && !strings.HasPrefix(at, "/sys/") {
 			return fmt.Errorf("security: %s masked or read-only: %w by this isolator", hidden, pod.ErrUnsupported)
 		}
 	}
