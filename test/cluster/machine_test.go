@@ -5,6 +5,7 @@ package cluster
 import (
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -42,7 +43,7 @@ const machineSpec = `  runtimeClassName: kvm
     resources: {limits: {memory: 128Mi}}
     readinessProbe: {httpGet: {path: /ready, port: 8080}, periodSeconds: 2, timeoutSeconds: 60}
     livenessProbe: {exec: {command: [test, -e, /tmp/www/index.html]}, periodSeconds: 5, timeoutSeconds: 60}
-    volumeMounts: [{name: words, mountPath: /words}, {name: disk, mountPath: /disk}, {name: memory, mountPath: /memory}]
+    volumeMounts: [{name: words, mountPath: /words}, {name: secret, mountPath: /secret}, {name: disk, mountPath: /disk}, {name: memory, mountPath: /memory}]
   - name: beside
     image: ` + busybox + `
     command: [sh, -c, "trap exit TERM; sleep 1000000 & wait"]
@@ -63,6 +64,7 @@ const machineSpec = `  runtimeClassName: kvm
     resources: {limits: {memory: 48Mi}}
   volumes:
   - {name: words, configMap: {name: words}}
+  - {name: secret, secret: {secretName: words}}
   - {name: disk, emptyDir: {}}
   - {name: memory, emptyDir: {medium: Memory}}
 `
@@ -73,6 +75,7 @@ func TestMachine(t *testing.T) {
 	guard(t)
 	a := joinWithMachines(t, withKVM)
 	a.words(t, "first")
+	a.secret(t, "first")
 	p := a.run(t, "default", "kvm", machineSpec)
 	t.Cleanup(func() { p.free(t) })
 	servers := []server{{class: "oci", port: 8080}, {class: "fly", space: flySpace, port: 8081, host: true}}
@@ -111,6 +114,14 @@ func (a api) words(t *testing.T, word string) {
 	const path = "/api/v1/namespaces/default/configmaps"
 	a.make(t, path, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: words}\n")
 	a.do(t, http.MethodPatch, path+"/words", `{"data": {"word": "`+word+`"}}`)
+}
+
+// secret makes the Secret of the pod, or changes it.
+func (a api) secret(t *testing.T, word string) {
+	t.Helper()
+	const path = "/api/v1/namespaces/default/secrets"
+	a.make(t, path, "apiVersion: v1\nkind: Secret\nmetadata: {name: words}\n")
+	a.do(t, http.MethodPatch, path+"/words", `{"stringData": {"word": "`+word+`"}}`)
 }
 
 func (p pod) hasEnds(t *testing.T) {
@@ -173,12 +184,14 @@ func (p pod) volumes(t *testing.T) {
 			t.Errorf("the other container reads %q", got)
 		}
 	}
-	if got := p.output(t, "web", "cat /words/word"); got != "first" {
-		t.Errorf("the ConfigMap's word is %q", got)
+	const both = "echo $(cat /words/word /secret/word)"
+	if got := p.output(t, "web", both); got != "first first" {
+		t.Errorf("the words of the ConfigMap and the Secret are %q", got)
 	}
 	p.words(t, "second")
-	eventually(t, 2*time.Minute, "the ConfigMap's new word is read inside", func() bool {
-		return p.output(t, "web", "cat /words/word") == "second"
+	p.secret(t, "second")
+	eventually(t, 2*time.Minute, "the new words are read inside", func() bool {
+		return p.output(t, "web", both) == "second second"
 	})
 }
 
@@ -240,23 +253,50 @@ func TestMachineByDefault(t *testing.T) {
 	}
 }
 
-// TestMachineLacks: where the node lacks something for a machine, an event says what and what
-// to do. All others run, and so does the machine once it is there.
+// TestMachineLacks: where the node lacks something for a machine, or what it boots is of no
+// use, an event says what and what to do. All others run, and so does the machine once it
+// is there.
 func TestMachineLacks(t *testing.T) {
 	guard(t)
 	a := joinWithMachines(t, withKVM)
-	const path = "/usr/libexec/virtiofsd"
+	const files = "/usr/libexec/virtiofsd"
+	for path, remedy := range map[string]string{
+		"/usr/bin/qemu-system-x86_64": "install qemu-system-x86", "/dev/kvm": "modprobe kvm_intel or kvm_amd", files: "install virtiofsd",
+		"/boot/vmlinuz-" + sh(t, "uname -r"): "install the kernel that runs",
+	} {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			away(t, path)
+			p := a.run(t, "default", "kvm", server{class: "kvm", port: 8080}.spec())
+			p.says(t, time.Minute, "FailedCreatePodSandBox", "this node lacks "+path+": is not there")
+			p.says(t, time.Second, "FailedCreatePodSandBox", remedy)
+			if !a.ready(t) {
+				t.Error("the node is not ready")
+			}
+			if path != files {
+				return
+			}
+			a.serve(t, server{class: "oci", port: 8080})
+			sh(t, "mv "+path+".away "+path)
+			p.running(t, 2*bootTime) // kubelet tries again at a time of its own choice
+		})
+	}
+	t.Run("boot", func(t *testing.T) {
+		initramfs := sh(t, "ls /var/lib/gantry/boot/initramfs-*") // there since a machine ran
+		for path := range strings.FieldsSeq(initramfs) {
+			away(t, path)
+			sh(t, "cp /dev/null "+path)
+		}
+		p := a.run(t, "default", "kvm", server{class: "kvm", port: 8080}.spec())
+		p.says(t, bootTime, "FailedCreatePodSandBox", "boot the machine")
+		p.says(t, time.Second, "FailedCreatePodSandBox", "Kernel panic")
+	})
+}
+
+// away takes a file away until the test's end.
+func away(t *testing.T, path string) {
+	t.Helper()
 	sh(t, "mv "+path+" "+path+".away")
 	t.Cleanup(func() { sh(t, "! test -e "+path+".away || mv "+path+".away "+path) })
-	p := a.run(t, "default", "kvm", server{class: "kvm", port: 8080}.spec())
-	p.says(t, time.Minute, "FailedCreatePodSandBox", "this node lacks "+path+": is not there")
-	p.says(t, time.Second, "FailedCreatePodSandBox", "install virtiofsd")
-	if !a.ready(t) {
-		t.Error("the node is not ready")
-	}
-	a.serve(t, server{class: "oci", port: 8080})
-	sh(t, "mv "+path+".away "+path)
-	p.running(t, 2*bootTime) // kubelet tries again at a time of its own choice
 }
 
 // TestMachineIsListed: the node tells that a RuntimeClass can name it.

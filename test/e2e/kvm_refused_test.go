@@ -185,6 +185,28 @@ exit 1
 	})
 }
 
+// TestKVMEmulated: without /dev/kvm processors are emulated where the operator says so, and
+// nowhere else. That takes minutes.
+func TestKVMEmulated(t *testing.T) {
+	guard(t)
+	sh(t, "mv /dev/kvm /dev/kvm.away")
+	t.Cleanup(func() { sh(t, "mv /dev/kvm.away /dev/kvm") })
+	plain := withMachines(t, func(*node.Machines) {})
+	pull(t, plain, busybox)
+	refuses(t, plain, pod.ErrUnavailable, []string{"this node lacks /dev/kvm: is not there", "kvm.emulate does without"})
+	n := withMachines(t, func(m *node.Machines) { m.Emulate, m.BootSeconds = true, 1800 })
+	p := machinePod(t, n)
+	host := strings.TrimSpace(sh(t, "cat /proc/sys/kernel/random/boot_id"))
+	if got := printed(t, n, p, "cat /proc/sys/kernel/random/boot_id"); got == host || len(got) != len(host) {
+		t.Errorf("the pod's kernel was booted as %q, that of the host as %q", got, host)
+	}
+	a := newApp(t, n, p, shell("exit 42"))
+	start(t, n, a)
+	if s := wait(t, n, a); s.Exit.Code != 42 {
+		t.Errorf("it ended as %+v", s.Exit)
+	}
+}
+
 // TestKVMSteps lets the making of a machine fail at every boundary where it differs from
 // that of another pod: nothing is left, and the next try comes through.
 func TestKVMSteps(t *testing.T) {

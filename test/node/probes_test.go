@@ -106,7 +106,9 @@ func TestManyProbes(t *testing.T) {
 	if machine.Long() && (share < 40 || share > 60) {
 		t.Errorf("the processors were used to %.0f %%, want half", share)
 	}
-	if most := middle.rss + 2<<10; after.rss > most {
+	// 75 execs say little of memory: what the program had not run yet, and what its collector has not
+	// come to yet, moves it by five megabytes. The limit is what leaks show in: 100 KiB of each exec.
+	if most := middle.rss + machine.Amount(2, 8)<<10; after.rss > most {
 		t.Errorf("%d KiB of memory after the second half, %d after the first, want at most %d", after.rss, middle.rss, most)
 	}
 	if most := middle.heap + 1<<10; machine.Long() && after.heap > most {
@@ -115,7 +117,7 @@ func TestManyProbes(t *testing.T) {
 	if after.goroutines > before.goroutines+3 || after.files > before.files+3 || after.cgroups != before.cgroups || after.dirs != before.dirs {
 		t.Errorf("before %+v, after %d execs %+v", before, n, after)
 	}
-	if most := before.rss + before.rss/4 + 4<<10; after.rss > most {
+	if most := before.rss + before.rss/4 + machine.Amount(4, 8)<<10; after.rss > most {
 		t.Errorf("%d KiB of memory, want at most %d", after.rss, most)
 	}
 }

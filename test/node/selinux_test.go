@@ -184,3 +184,40 @@ func TestSELinuxWithUserNamespace(t *testing.T) {
 		t.Errorf("a file has %q", got)
 	}
 }
+
+// TestSELinuxFly: what is isolated from nothing has the label of what starts it, and a volume
+// keeps its own. A label that is asked for is refused.
+func TestSELinuxFly(t *testing.T) {
+	guard(t)
+	needsSELinux(t)
+	e := dial(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	writeFile(t, file, "x")
+	const of = "system_u:object_r:etc_t:s0"
+	for _, path := range []string{dir, file} {
+		if err := unix.Setxattr(path, "security.selinux", []byte(of), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := e.run(t, e.flyConfig(t, "fly"))
+	config := containerConfig("app", showLabel+"; echo y >>/volume/file; sleep 1000000")
+	config.Mounts = []*cri.Mount{{HostPath: dir, ContainerPath: "/volume", SelinuxRelabel: true}}
+	c := p.create(t, config).start(t)
+	eventually(t, 20*time.Second, "it tells its label", func() bool { return len(c.logFile(t)) > 0 })
+	label := strings.TrimSpace(texts(c.logFile(t), "stdout"))
+	if !strings.HasPrefix(label, "system_u:system_r:") || strings.Contains(label, "container_t") {
+		t.Errorf("the label is %q", label)
+	}
+	if got := c.processLabel(t); !strings.HasPrefix(got, "system_u:system_r:") || strings.Contains(got, "container_t") {
+		t.Errorf("an exec has %q", got)
+	}
+	for _, path := range []string{dir, file} {
+		if got := labelOf(t, path); got != of {
+			t.Errorf("%s has %s now", path, got)
+		}
+	}
+	p.refused(t, map[string]func(*cri.ContainerConfig){
+		"a label": func(c *cri.ContainerConfig) { security(c).SelinuxOptions = &cri.SELinuxOption{Level: "s0:c5"} },
+	})
+}
