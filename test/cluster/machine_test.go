@@ -5,7 +5,6 @@ package cluster
 import (
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -184,7 +183,7 @@ func (p pod) volumes(t *testing.T) {
 			t.Errorf("the other container reads %q", got)
 		}
 	}
-	const both = "echo $(cat /words/word /secret/word)"
+	const both = "echo $(cat /words/word) $(cat /secret/word)"
 	if got := p.output(t, "web", both); got != "first first" {
 		t.Errorf("the words of the ConfigMap and the Secret are %q", got)
 	}
@@ -260,15 +259,18 @@ func TestMachineLacks(t *testing.T) {
 	guard(t)
 	a := joinWithMachines(t, withKVM)
 	const files = "/usr/libexec/virtiofsd"
-	for path, remedy := range map[string]string{
-		"/usr/bin/qemu-system-x86_64": "install qemu-system-x86", "/dev/kvm": "modprobe kvm_intel or kvm_amd", files: "install virtiofsd",
-		"/boot/vmlinuz-" + sh(t, "uname -r"): "install the kernel that runs",
+	for name, c := range map[string]struct{ path, remedy string }{
+		"qemu":   {"/usr/bin/qemu-system-x86_64", "install qemu-system-x86"},
+		"dev":    {"/dev/kvm", "modprobe kvm_intel or kvm_amd"},
+		"files":  {files, "install virtiofsd"},
+		"kernel": {"/boot/vmlinuz-" + sh(t, "uname -r"), "install the kernel that runs"},
 	} {
-		t.Run(filepath.Base(path), func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
+			path := c.path
 			away(t, path)
-			p := a.run(t, "default", "kvm", server{class: "kvm", port: 8080}.spec())
+			p := a.run(t, "default", "no-"+name, server{class: "kvm", port: 8080}.spec())
 			p.says(t, time.Minute, "FailedCreatePodSandBox", "this node lacks "+path+": is not there")
-			p.says(t, time.Second, "FailedCreatePodSandBox", remedy)
+			p.says(t, time.Second, "FailedCreatePodSandBox", c.remedy)
 			if !a.ready(t) {
 				t.Error("the node is not ready")
 			}
@@ -286,7 +288,7 @@ func TestMachineLacks(t *testing.T) {
 			away(t, path)
 			sh(t, "cp /dev/null "+path)
 		}
-		p := a.run(t, "default", "kvm", server{class: "kvm", port: 8080}.spec())
+		p := a.run(t, "default", "no-boot", server{class: "kvm", port: 8080}.spec())
 		p.says(t, bootTime, "FailedCreatePodSandBox", "boot the machine")
 		p.says(t, time.Second, "FailedCreatePodSandBox", "Kernel panic")
 	})

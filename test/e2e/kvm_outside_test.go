@@ -104,6 +104,13 @@ func machineFiles(t *testing.T, n *node.Node, p *pod.Pod) {
 	if got := sh(t, "find "+root+"/ -maxdepth 4 -name beside"); got != "" {
 		t.Errorf("the file server sees %s", got)
 	}
+	// An image is the one file system of it that all pods have, so what one has read is in
+	// the host's memory for all.
+	const device = " | cut -d' ' -f3 | sort -u"
+	mine, hosts := sh(t, "grep ' - erofs ' /proc/"+inner+"/mountinfo"+device), sh(t, "grep ' /run/gantry/images/.* - erofs ' /proc/self/mountinfo"+device)
+	if mine == "" || !strings.Contains("\n"+hosts+"\n", "\n"+mine+"\n") {
+		t.Errorf("the machine's image is of the file systems %q, the host's of %q", mine, hosts)
+	}
 }
 
 // hostDisk: where the host has no more room apps are told, and none stands still for it.

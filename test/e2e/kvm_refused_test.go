@@ -194,7 +194,7 @@ func TestKVMEmulated(t *testing.T) {
 	plain := withMachines(t, func(*node.Machines) {})
 	pull(t, plain, busybox)
 	refuses(t, plain, pod.ErrUnavailable, []string{"this node lacks /dev/kvm: is not there", "kvm.emulate does without"})
-	n := withMachines(t, func(m *node.Machines) { m.Emulate, m.BootSeconds = true, 1800 })
+	n := withMachines(t, func(m *node.Machines) { m.Emulate, m.BootSeconds = true, 230 })
 	p := machinePod(t, n)
 	host := strings.TrimSpace(sh(t, "cat /proc/sys/kernel/random/boot_id"))
 	if got := printed(t, n, p, "cat /proc/sys/kernel/random/boot_id"); got == host || len(got) != len(host) {
