@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 	// What runs in a virtual machine.
 	"internal/guest":     {"internal/guest/guestpb", "internal/initproc"},
 	"internal/initramfs": {"internal/pod"},
-	"internal/machine":   {"internal/disk", "internal/guest", "internal/guest/guestpb", "internal/initproc", "internal/initramfs", "internal/journal", "internal/pod", "internal/stdio", "internal/unit"},
+	"internal/machine":   {"internal/disk", "internal/guest", "internal/guest/guestpb", "internal/initproc", "internal/initramfs", "internal/journal", "internal/namespace", "internal/pod", "internal/stdio", "internal/unit"},
 
 	// The parts. Each knows the domain, none knows another.
 	"internal/cdi":               {"internal/pod"},

@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"gantry/internal/disk"
@@ -95,5 +96,8 @@ func (e *Engine) unreadPods() (ids []pod.ID) {
 	}
 	return ids
 }
+
+// hides tells of a pod that has more than what is known of it.
+func (e *Engine) hides(id pod.ID) bool { return slices.Contains(e.unreadPods(), id) }
 
 func (e *Engine) anyUnread() bool { return len(e.unreadPods()) > 0 }

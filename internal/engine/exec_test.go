@@ -95,6 +95,61 @@ func TestExecsOfKilledPrograms(t *testing.T) {
 	b.wantThere(false, alive.path)
 }
 
+// TestLeftGroups: what an exec left in the app has its group, and no longer: an exec that
+// comes after its end takes that away.
+func TestLeftGroups(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, nil)
+	app := b.running()
+	leave := func(member bool) *execGroup {
+		t.Helper()
+		g, err := b.newExecGroup(app, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if member { // what is in the group still
+			if err := os.Mkdir(filepath.Join(g.path, "member"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return g
+	}
+	daemons, held := leave(true), leave(true)
+	for _, g := range []*execGroup{daemons, held} {
+		if err := g.mark(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := daemons.lock.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	b.wantThere(true, leave(false).path, daemons.path)
+	for _, g := range []*execGroup{daemons, held} {
+		if err := os.Remove(filepath.Join(g.path, "member")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.wantThere(true, leave(false).path, held.path)
+	b.wantThere(false, daemons.path)
+}
+
+// TestExecOfAnEndedApp: an app may end just before its exec has a cgroup.
+func TestExecOfAnEndedApp(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, nil)
+	app := b.running()
+	dir, err := b.appCgroup(app.App)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Exec(t.Context(), app.ID, pod.Process{Argv: []string{"true"}}, Streams{}); !errors.Is(err, pod.ErrState) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestKillOfAStaleGroup: what runs in it is killed before it is removed.
 func TestKillOfAStaleGroup(t *testing.T) {
 	t.Parallel()

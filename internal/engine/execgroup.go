@@ -43,7 +43,37 @@ func (e *Engine) newExecGroup(app pod.AppStatus, in string) (*execGroup, error) 
 	if err != nil {
 		return nil, err
 	}
-	return makeExecGroup(filepath.Join(parent, in))
+	parent = filepath.Join(parent, in)
+	tidy(parent)
+	g, err := makeExecGroup(parent)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, fmt.Errorf("it has just ended: %w: %w", pod.ErrState, err)
+	}
+	return g, err
+}
+
+// tidy takes away the groups of execs whose daemons have ended since. Nobody is told of
+// that, and a probe may leave one each time. What cannot be taken the next one finds.
+func tidy(parent string) {
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return
+	}
+	for _, entry := range entries {
+		path := filepath.Join(parent, entry.Name())
+		if !entry.IsDir() || !strings.HasPrefix(entry.Name(), execPrefix) || !isMarked(path) {
+			continue // a lock would be in the way of who is making it
+		}
+		if g, err := lockExecGroup(path); err == nil && g != nil {
+			_ = os.Remove(path)
+			_ = g.lock.Unlock()
+		}
+	}
+}
+
+func isMarked(path string) bool {
+	_, err := unix.Getxattr(path, leftMark, make([]byte, 8))
+	return err == nil
 }
 
 // runtimeGroup makes the cgroup of a command that stays outside of the app: what it leaves
@@ -53,6 +83,7 @@ func (e *Engine) runtimeGroup(plan isolator.Exec) (*execGroup, error) {
 	if !plan.Outside || e.cfg.OwnCgroup == "" {
 		return nil, nil
 	}
+	tidy(e.cfg.OwnCgroup)
 	return makeExecGroup(e.cfg.OwnCgroup)
 }
 

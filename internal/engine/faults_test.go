@@ -593,6 +593,46 @@ func (b *bench) collectAround(p, app pod.ID, up bool) {
 	}
 }
 
+// TestGCKeepsDamagedApps: a pod of which an app cannot be read is neither unfinished nor
+// long dead, whatever else is known of it.
+func TestGCKeepsDamagedApps(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, false, nil)
+	spec := hostPod("torn")
+	spec.Owner = pod.OwnerCLI
+	a := b.preparedIn(spec, pod.Resources{})
+	if err := b.pid1.Stop(t.Context(), unit.Pod(string(a.Pod))); err != nil {
+		t.Fatal(err)
+	}
+	record := filepath.Join(b.Engine.store.App(a.Pod, a.ID), "app.json")
+	whole, err := os.ReadFile(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(record, whole[:len(whole)/2], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	collect := func(want bool) {
+		t.Helper()
+		if _, err := b.GC(t.Context(), GCOptions{ExitedPods: time.Nanosecond}); err != nil {
+			t.Error(err)
+		}
+		b.wantThere(want, b.Engine.store.Pod(a.Pod))
+	}
+	collect(true)
+	b.wantThere(true, record)
+	if _, err := b.CreatePod(t.Context(), spec); !errors.Is(err, pod.ErrExists) {
+		t.Errorf("another of its name: %v", err)
+	}
+	b.wantThere(true, record)
+	if err := os.WriteFile(record, whole, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	collect(false)
+}
+
 // TestEndOfADamagedPod: one that is listed can be stopped and removed.
 func TestEndOfADamagedPod(t *testing.T) {
 	t.Parallel()

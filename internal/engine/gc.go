@@ -73,6 +73,9 @@ func (g *gc) exitedPods(ctx context.Context) error {
 		if p.Owner != pod.OwnerCLI {
 			continue
 		}
+		if g.e.hides(p.ID) {
+			continue
+		}
 		if !longDead(p, g.o.ExitedPods) {
 			errs = append(errs, g.dateLost(p))
 			continue
@@ -150,7 +153,7 @@ func (g *gc) finish(ctx context.Context, id pod.ID) error {
 		return ignore(err, pod.ErrNotFound)
 	}
 	switch {
-	case unfinished(&p):
+	case g.e.unfinished(&p):
 		item := GCItem{Kind: "pod", Name: string(id), Why: "its creation was interrupted"}
 		err = g.take(item, func() error { return g.e.removeLocked(ctx, p.Pod, lock) })
 		if !g.o.DryRun && err == nil {

@@ -200,7 +200,11 @@ func (c *crowd) count(ctx context.Context, dir string) {
 		case err != nil: // it went meanwhile
 			return nil
 		}
-		if c.left--; d.IsDir() || d.Name() != "cgroup.procs" {
+		if d.IsDir() {
+			c.left-- // its many files are the kernel's
+			return nil
+		}
+		if d.Name() != "cgroup.procs" {
 			return nil
 		}
 		data, err := os.ReadFile(path)

@@ -152,7 +152,7 @@ func (e *Engine) settleTwin(ctx context.Context, p *pod.Pod) (pod.ID, bool, erro
 	if p.Owner == pod.OwnerCRI && twin.Ready {
 		return twin.ID, true, nil
 	}
-	if unfinished(twin) {
+	if e.unfinished(twin) {
 		gone, err := e.removeUnfinished(ctx, twin.ID)
 		if gone || err != nil {
 			return "", false, err
@@ -174,8 +174,11 @@ func (e *Engine) findTwin(p *pod.Pod) (*pod.PodStatus, error) {
 	return nil, nil
 }
 
-// unfinished tells of a pod that holds nothing of anybody's.
-func unfinished(s *pod.PodStatus) bool { return !s.Ready && len(s.Apps) == 0 }
+// unfinished tells of a pod that holds nothing of anybody's: no app either of which nothing
+// but that it is there can be read.
+func (e *Engine) unfinished(s *pod.PodStatus) bool {
+	return !s.Ready && len(s.Apps) == 0 && !e.hides(s.ID)
+}
 
 // removeUnfinished removes a pod that nobody works on and that is unfinished
 // still. It waits for the pod's lock: whoever holds it may just be making it.
@@ -192,7 +195,7 @@ func (e *Engine) removeUnfinished(ctx context.Context, id pod.ID) (gone bool, er
 	if errors.Is(err, pod.ErrNotFound) {
 		return true, nil
 	}
-	if err != nil || !unfinished(&s) {
+	if err != nil || !e.unfinished(&s) {
 		return false, err
 	}
 	return true, e.removeLocked(ctx, s.Pod, lock)

@@ -151,10 +151,12 @@ func (g groups) kill(dir string) error {
 	return err
 }
 
-// remove takes an app's cgroup away, with those below it. Its processes die on their own
-// time.
-func (g groups) remove(app string) error {
-	dir := g.app(app)
+// remove takes an app's cgroup away.
+func (g groups) remove(app string) error { return g.bury(g.app(app)) }
+
+// bury ends all that runs in a cgroup and takes it away, with those below it. Its processes
+// die on their own time.
+func (g groups) bury(dir string) error {
 	if err := g.kill(dir); err != nil {
 		return err
 	}

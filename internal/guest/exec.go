@@ -92,7 +92,7 @@ func (a *Agent) abandon(r *guestpb.Ref, p *process) error {
 	case <-p.done:
 	case <-late.C: // it hangs in the kernel
 	}
-	return errors.Join(err, a.forgetExec(r))
+	return errors.Join(err, a.forgetExec(r), a.groups.bury(a.execGroup(r)))
 }
 
 func (a *Agent) execGroup(r *guestpb.Ref) string {

@@ -75,8 +75,9 @@ func (p *proxy) follow(ctx context.Context) (int, error) {
 	for _, f := range p.stdio {
 		_ = f.Close() // a terminal is there three times
 	}
-	_, err = p.client.Forget(ctx, &guestpb.ForgetRequest{Ref: p.ref})
-	return int(end.Code), err
+	// Its end is known, whatever becomes of this: what is not forgotten goes with our connection.
+	_, _ = p.client.Forget(ctx, &guestpb.ForgetRequest{Ref: p.ref})
+	return int(end.Code), nil
 }
 
 // feedOnce passes on what is said to a process that ends with us.

@@ -21,13 +21,14 @@ import (
 	"path/filepath"
 
 	"gantry/internal/guest"
+	"gantry/internal/namespace"
 )
 
 const (
 	// ShareDir, below the pod's run directory, is what the machine sees of the host.
-	ShareDir = "share"
+	ShareDir = namespace.Share
 	// SocketFile, below the pod's run directory, is where the file server listens.
-	SocketFile = "files.sock"
+	SocketFile = namespace.FilesSocket
 	// Disk, below the pod's directory, is what its apps write to.
 	Disk = "scratch.img"
 	// PlanFile, below the pod's directory, is the Plan.

@@ -96,6 +96,9 @@ func connect() (*guest.Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", podInterface, err)
 	}
+	if err := noOther(); err != nil {
+		return nil, err
+	}
 	link, err := netlink.LinkByName(Tap)
 	if err == nil {
 		err = netlink.LinkSetMTU(link, pod.Attrs().MTU)
@@ -112,6 +115,28 @@ func connect() (*guest.Interface, error) {
 		}
 	}
 	return interfaceOf(pod)
+}
+
+// noOther refuses a pod that CNI gave another interface, which its machine would not have.
+func noOther() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, l := range links {
+		name := l.Attrs().Name
+		if name == podInterface || name == Tap || l.Attrs().Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		addresses, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("list addresses of %s: %w", name, err)
+		}
+		if slices.ContainsFunc(addresses, func(a netlink.Addr) bool { return !madeByKernel(a.IP) }) {
+			return fmt.Errorf("interface %s beside %s: %w in a machine", name, podInterface, pod.ErrUnsupported)
+		}
+	}
+	return nil
 }
 
 func redirect(from, to netlink.Link) error {

@@ -18,6 +18,8 @@ type Share struct {
 	// Target is where it is mounted, below the pod's share.
 	Target   string `json:"target"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
+	// Private keeps out what is mounted below it on the host later.
+	Private bool `json:"private,omitempty"`
 	// Recursive takes what is mounted below along, and AllReadOnly makes that read-only too.
 	Recursive   bool `json:"recursive,omitempty"`
 	AllReadOnly bool `json:"allReadOnly,omitempty"`
@@ -125,6 +127,9 @@ func removeIn(dir, name string) error {
 // restrict sets what holds for all that is mounted, and what for its root alone.
 func (s Share) restrict(tree int) error {
 	all := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_SLAVE}
+	if s.Private {
+		all.Propagation = unix.MS_PRIVATE
+	}
 	if s.AllReadOnly {
 		all.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}

@@ -35,6 +35,14 @@ const (
 // Shm is the file name of the pod's /dev/shm beside the pins.
 const Shm = "shm"
 
+// Of a pod that is a virtual machine there are more names: a mount with what it sees of the
+// host, and the socket of who serves that. The machine makes both and takes them away; what
+// is left of it when that was killed Remove does.
+const (
+	Share       = "share"
+	FilesSocket = "files.sock"
+)
+
 var cloneFlags = map[Kind]int{
 	Net: unix.CLONE_NEWNET, IPC: unix.CLONE_NEWIPC, UTS: unix.CLONE_NEWUTS, User: unix.CLONE_NEWUSER,
 }
@@ -238,10 +246,10 @@ func rootOf(maps []Map) int {
 func Path(dir string, k Kind) string { return filepath.Join(dir, string(k)) }
 
 // Remove unpins everything and removes the directory. It is idempotent, and it
-// removes nothing but the names that Create makes.
+// removes nothing but the names of this package.
 func Remove(dir string) error {
 	var errs []error
-	for _, name := range []string{string(Net), string(IPC), string(UTS), string(User), Shm} {
+	for _, name := range []string{string(Net), string(IPC), string(UTS), string(User), Shm, Share, FilesSocket} {
 		errs = append(errs, unpin(filepath.Join(dir, name)))
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -104,6 +105,7 @@ func TestMachine(t *testing.T) {
 	})
 	t.Run("volumes", p.volumes)
 	t.Run("overhead", p.hasOverhead)
+	t.Run("resize", p.resized)
 	t.Run("deleted gracefully", p.deleted)
 }
 
@@ -205,6 +207,42 @@ func (p pod) hasOverhead(t *testing.T) {
 	if got := sh(t, "cat /sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/"+slice+"/memory.max"); got != want {
 		t.Errorf("the pod's cgroup has %s bytes of memory at most, want %s", got, want)
 	}
+}
+
+// resized: a machine cannot grow. Kubelet hears that, tells it, and changes nothing.
+func (p pod) resized(t *testing.T) {
+	resize := func(memory string) {
+		t.Helper()
+		p.do(t, http.MethodPatch, p.path()+"/resize", `{"spec": {"containers": `+p.containers(t, "web", memory)+`}}`)
+	}
+	resize("192Mi")
+	p.says(t, 2*time.Minute, "ResizeError", "which cannot change while it runs")
+	p.hasOverhead(t)
+	if got := p.output(t, "web", "cat /sys/fs/cgroup/memory.max"); got != fmt.Sprint(128<<20) {
+		t.Errorf("the container has %s bytes of memory", got)
+	}
+	resize("128Mi")
+	if o := p.get(t); o.container("web").State.Running == nil || o.container("beside").State.Running == nil {
+		t.Errorf("not all run on: %v", o)
+	}
+}
+
+// containers are those of the pod's object, one of them with another limit of memory.
+func (p pod) containers(t *testing.T, name, memory string) string {
+	t.Helper()
+	o := decode[struct {
+		Spec struct{ Containers []map[string]any }
+	}](t, p.do(t, http.MethodGet, p.path(), ""))
+	for _, c := range o.Spec.Containers {
+		if c["name"] == name {
+			c["resources"] = map[string]any{"limits": map[string]any{"memory": memory}, "requests": map[string]any{"memory": "128Mi"}}
+		}
+	}
+	data, err := json.Marshal(o.Spec.Containers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }
 
 // deleted: its containers get their signals and the time to obey. The object stays until

@@ -313,27 +313,35 @@ func TestSystemctlStopsAPod(t *testing.T) {
 	}
 }
 
-// TestShorterGraceWins overlaps two stops.
+// TestShorterGraceWins overlaps two stops: the app gets its signal once, and the time of the
+// shorter one.
 func TestShorterGraceWins(t *testing.T) {
 	guard(t)
 	n := watched(t)
 	pull(t, n, busybox)
 	p := newPod(t, n, hostNetwork)
-	a := newApp(t, n, p, shell("trap '' TERM; echo trapped; while true; do sleep 1; done"))
+	a := newApp(t, n, p, shell("trap 'echo told' TERM; echo trapped; while true; do sleep 0.1; done"))
 	start(t, n, a)
 	says(t, a, "trapped")
 	began := time.Now()
 	long := make(chan error, 1)
 	go func() { long <- n.StopApp(t.Context(), a.ID, time.Hour) }()
-	time.Sleep(patience(20 * time.Millisecond))
-	if err := n.StopApp(t.Context(), a.ID, time.Second); err != nil {
+	says(t, a, "trapped\ntold")
+	grace, second := patience(500*time.Millisecond), time.Now()
+	if err := n.StopApp(t.Context(), a.ID, grace); err != nil {
 		t.Fatal(err)
+	}
+	if took := time.Since(second); took < grace {
+		t.Errorf("it was killed after %s of its %s", took, grace)
 	}
 	if err := <-long; err != nil {
 		t.Fatal(err)
 	}
 	if s := wait(t, n, a); s.Exit.Signal != int(unix.SIGKILL) {
 		t.Errorf("ended with %d %s", s.Exit.Code, s.Exit.Reason)
+	}
+	if got := output(t, a); got != "trapped\ntold\n" {
+		t.Errorf("it said %q", got)
 	}
 	t.Logf("both stops returned after %s", time.Since(began).Round(time.Millisecond))
 }

@@ -258,6 +258,9 @@ func TestGuestAgentExecIsHeld(t *testing.T) {
 			_, err := a.Wait(t.Context(), &guestpb.WaitRequest{Ref: ref})
 			return running() == "0" && err != nil && strings.Contains(err.Error(), "has no process")
 		})
+		eventually(t, 5*time.Second, "its cgroup is gone", func() bool {
+			return sh(t, "find /sys/fs/cgroup/trial-guest -name 'exec-*'") == ""
+		})
 	}
 	kept := &guestpb.Ref{App: "held", Exec: "kept"}
 	if _, err := a.Exec(t.Context(), &guestpb.ExecRequest{Ref: kept, Process: encode(t, initproc.Process{Args: []string{"true"}, Env: []string{"PATH=/bin"}, Cwd: "/"})}); err == nil {

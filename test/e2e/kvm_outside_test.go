@@ -37,16 +37,22 @@ func TestKVMOutside(t *testing.T) {
 	if err := os.WriteFile(dir+"/10-e2e.conflist", []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n := withMachines(t, func(m *node.Machines) { m.Disk = kvmDisk }, func(o *node.Options) { o.NetworkConfDir = dir })
+	n := withMachines(t, func(m *node.Machines) { m.Disk, m.CPUs = kvmDisk, 2 }, func(o *node.Options) { o.NetworkConfDir = dir })
 	pull(t, n, busybox)
 	p := machinePod(t, n, func(p *pod.Pod) {
 		p.Ports = []pod.Port{{Protocol: pod.TCP, PodPort: 80, HostPort: 18080}}
 	})
+	if got := printed(t, n, p, "nproc"); got != "2" {
+		t.Errorf("it has %s processors", got)
+	}
 	t.Run("network", func(t *testing.T) { machineNetwork(t, n, p) })
 	t.Run("files", func(t *testing.T) { machineFiles(t, n, p) })
+	t.Run("mounts", func(t *testing.T) { machineMounts(t, n, p) })
 	t.Run("clock", func(t *testing.T) { machineClock(t, n, p) })
 	t.Run("full disk", func(t *testing.T) { machineDisk(t, n, p) })
-	t.Run("full host", func(t *testing.T) { hostDisk(t, n, p) }) // the last: its disk may be read-only now
+	// Another one: where the first has written the host has room for it, and the disk may be
+	// read-only then.
+	t.Run("full host", func(t *testing.T) { hostDisk(t, n, machinePod(t, n)) })
 }
 
 // machineNetwork: both addresses, the MTU and the port of the host are the pod's.
@@ -110,6 +116,32 @@ func machineFiles(t *testing.T, n *node.Node, p *pod.Pod) {
 	mine, hosts := sh(t, "grep ' - erofs ' /proc/"+inner+"/mountinfo"+device), sh(t, "grep ' /run/gantry/images/.* - erofs ' /proc/self/mountinfo"+device)
 	if mine == "" || !strings.Contains("\n"+hosts+"\n", "\n"+mine+"\n") {
 		t.Errorf("the machine's image is of the file systems %q, the host's of %q", mine, hosts)
+	}
+}
+
+// machineMounts: what the host mounts in a volume later comes through where that is asked
+// for, and nowhere else. There it is in nobody's way when it is unmounted.
+func machineMounts(t *testing.T, n *node.Node, p *pod.Pod) {
+	dir := t.TempDir()
+	sh(t, fmt.Sprintf("mount --bind %s %s && mount --make-shared %s && mkdir %s/private %s/slave", dir, dir, dir, dir, dir))
+	t.Cleanup(func() { sh(t, "umount -R "+dir) })
+	a := newApp(t, n, p, shell("ls /p /s; echo up; exec sleep 1000"), with(func(s *engine.AppSpec) {
+		s.Mounts = []pod.Mount{{Path: "/p", HostPath: dir, Propagation: pod.PropagationPrivate}, {Path: "/s", HostPath: dir, Propagation: pod.PropagationSlave}}
+	}))
+	start(t, n, a)
+	eventually(t, 10*time.Second, "it has looked", func() bool { return strings.HasSuffix(output(t, a), "up\n") })
+	for _, name := range []string{"private", "slave"} {
+		sh(t, fmt.Sprintf("mount -t tmpfs later %s/%s && echo later >%s/%s/file", dir, name, dir, name))
+	}
+	eventually(t, 10*time.Second, "one volume has what is mounted, and the other has not", func() bool {
+		out, _ := execIn(t, n, a, pod.Process{Argv: []string{"sh", "-c", "cat /p/private/file /s/slave/file 2>/dev/null"}}, "")
+		return out == "later\n"
+	})
+	if out, _ := execIn(t, n, a, pod.Process{Argv: []string{"sh", "-c", "cat /p/private/file 2>/dev/null || echo none"}}, ""); out != "none\n" {
+		t.Errorf("a volume that is private has %q", out)
+	}
+	if err := n.RemoveApp(t.Context(), a.ID); err != nil {
+		t.Error(err)
 	}
 }
 

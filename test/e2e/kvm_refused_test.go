@@ -178,6 +178,25 @@ exit 1
 		n := withMachines(t, func(*node.Machines) {}, func(o *node.Options) { o.NetworkBinDirs = []string{dir, "/opt/cni/bin"} })
 		refuses(t, n, pod.ErrUnavailable, []string{"create pod: network", "no network today"})
 	})
+	t.Run("two interfaces", func(t *testing.T) {
+		dir := t.TempDir()
+		plugin := `#!/bin/sh
+test "$CNI_COMMAND" != ADD || nsenter --net="$CNI_NETNS" sh -c 'ip link add net1 type dummy && ip addr add 192.0.2.9/24 dev net1' >&2
+exec /opt/cni/bin/bridge
+`
+		if err := os.WriteFile(filepath.Join(dir, "bridge"), []byte(plugin), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		n := withMachines(t, func(*node.Machines) {}, func(o *node.Options) { o.NetworkBinDirs = []string{dir, "/opt/cni/bin"} })
+		refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", "interface net1 beside eth0: not supported in a machine"})
+	})
+	t.Run("mute", func(t *testing.T) {
+		n := withMachines(t, func(m *node.Machines) { m.BootSeconds = 20 })
+		dir := t.TempDir()
+		sh(t, "cd "+dir+" && mkdir root && cp /bin/busybox root/ && printf '#!/busybox sh\\nexec /busybox sleep 1000\\n' >root/init && chmod 755 root/init && cd root && find . | cpio --quiet -o -H newc >../mute")
+		replaceBoot(t, "initramfs-*", "cp "+dir+"/mute")
+		refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", "does not answer within 20s (kvm.boot-time)"})
+	})
 	t.Run("panic", func(t *testing.T) {
 		n := withMachines(t, func(*node.Machines) {})
 		replaceBoot(t, "initramfs-*", "cp /dev/null")

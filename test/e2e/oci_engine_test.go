@@ -35,6 +35,22 @@ func printed(t *testing.T, n *node.Node, p *pod.Pod, script string, options ...a
 
 func with(change func(*engine.AppSpec)) appOption { return change }
 
+// TestRemainsOfAMachine: what a machine has in its pod's directory is taken away with the
+// pod, should the machine not have done it.
+func TestRemainsOfAMachine(t *testing.T) {
+	guard(t)
+	n := openNode(t)
+	p := newPod(t, n)
+	dir := "/run/gantry/pods/" + string(p.ID)
+	sh(t, "mkdir "+dir+"/share && mount -t tmpfs share "+dir+"/share && mkdir "+dir+"/share/app && mount -t tmpfs part "+dir+"/share/app && touch "+dir+"/files.sock")
+	if err := n.StopPod(t.Context(), p.ID); err != nil {
+		t.Error(err)
+	}
+	if got := sh(t, "ls -d "+dir+" 2>/dev/null; grep "+dir+" /proc/self/mountinfo || true"); got != "" {
+		t.Errorf("there is still\n%s", got)
+	}
+}
+
 func TestOCIThroughEngine(t *testing.T) {
 	guard(t)
 	n := openNode(t)

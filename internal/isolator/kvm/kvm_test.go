@@ -227,11 +227,11 @@ func TestResize(t *testing.T) {
 		"the same":               {own, pod.Resources{Memory: 612 << 20, CPUQuota: 150000, CPUPeriod: 100000}, nil, ""},
 		"fewer processors":       {own, pod.Resources{Memory: 612 << 20, CPUQuota: 20000, CPUPeriod: 100000, CPUShares: 50}, nil, ""},
 		"as many processors":     {own, pod.Resources{CPUQuota: 200000, CPUPeriod: 100000}, nil, ""},
-		"more processors":        {own, pod.Resources{CPUQuota: 200001, CPUPeriod: 100000}, pod.ErrUnsupported, "limit of 3 processors: the pod's machine has 2"},
-		"more memory":            {own, pod.Resources{Memory: 700 << 20}, pod.ErrUnsupported, "memory limit of 700 MiB: the pod's machine has 512 beside"},
-		"less memory":            {own, pod.Resources{Memory: 512 << 20}, pod.ErrUnsupported, "cannot change while it runs"},
+		"more processors":        {own, pod.Resources{CPUQuota: 200001, CPUPeriod: 100000}, pod.ErrInvalid, "limit of 3 processors: the pod's machine has 2"},
+		"more memory":            {own, pod.Resources{Memory: 700 << 20}, pod.ErrInvalid, "memory limit of 700 MiB: the pod's machine has 512 beside"},
+		"less memory":            {own, pod.Resources{Memory: 512 << 20}, pod.ErrInvalid, "cannot change while it runs"},
 		"no limit any more":      {own, pod.Resources{Memory: -1}, nil, ""},
-		"a first limit":          {nil, pod.Resources{Memory: 300 << 20}, pod.ErrUnsupported, "cannot change while it runs"},
+		"a first limit":          {nil, pod.Resources{Memory: 300 << 20}, pod.ErrInvalid, "cannot change while it runs"},
 		"shares where no limits": {nil, pod.Resources{CPUShares: 512}, nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -251,6 +251,10 @@ func TestResize(t *testing.T) {
 	err := k.Update(t.Context(), in.Dir, appID, pod.Resources{Memory: 100 << 20}, pod.Resources{Memory: 513 << 20})
 	if !errors.Is(err, pod.ErrInvalid) || !strings.Contains(err.Error(), "the pod's machine has 512") {
 		t.Errorf("an app with more than its machine: %v", err)
+	}
+	err = k.Update(t.Context(), in.Dir, appID, pod.Resources{}, pod.Resources{CPUQuota: 300000, CPUPeriod: 100000})
+	if !errors.Is(err, pod.ErrInvalid) || !strings.Contains(err.Error(), "limit of 3 processors: the pod's machine has 2") {
+		t.Errorf("an app with more processors than its machine: %v", err)
 	}
 	if _, _, err := k.Resources(pod.Resources{Hugepages: []pod.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}}}); !errors.Is(err, pod.ErrUnsupported) {
 		t.Errorf("huge pages: %v", err)

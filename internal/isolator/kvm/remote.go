@@ -3,7 +3,6 @@ package kvm
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 
 	"gantry/internal/isolator"
@@ -63,6 +62,9 @@ func (k *KVM) Update(ctx context.Context, d isolator.Dirs, app pod.ID, was, now 
 	if now.Memory > has.Memory && now.Memory > was.Memory {
 		return recipe.Invalid("memory limit of %d MiB: the pod's machine has %d, and gets no more while it runs", now.Memory/mebi, has.Memory/mebi)
 	}
+	if want := processors(now); want > has.CPUs && want > processors(was) {
+		return recipe.Invalid("limit of %d processors: the pod's machine has %d, and gets no more while it runs", want, has.CPUs)
+	}
 	files, err := limits(now)
 	if err != nil {
 		return err
@@ -71,18 +73,21 @@ func (k *KVM) Update(ctx context.Context, d isolator.Dirs, app pod.ID, was, now 
 }
 
 // PodResources are the limits of a pod that runs. Its machine keeps the memory and the
-// processors that it was booted with: it can neither get more nor give any back.
+// processors that it was booted with: it can neither get more nor give any back. That is an
+// invalid wish and not an unsupported one, of which kubelet thinks that it need not care:
+// it would change the pod's cgroup all the same, and a machine that is larger than that is
+// killed for want of memory.
 func (k *KVM) PodResources(_ *pod.Pod, d isolator.Dirs, r pod.Resources) ([]unit.Property, []isolator.CgroupFile, error) {
 	has, err := machine.SizeOf(d.Pod)
 	if err != nil {
 		return nil, nil, err
 	}
 	if r.Memory > 0 && r.Memory != has.Limit {
-		return nil, nil, fmt.Errorf("memory limit of %d MiB: the pod's machine has %d beside what is the host's, which cannot change while it runs: %w",
-			r.Memory/mebi, has.Memory/mebi, pod.ErrUnsupported)
+		return nil, nil, recipe.Invalid("memory limit of %d MiB: the pod's machine has %d beside what is the host's, which cannot change while it runs",
+			r.Memory/mebi, has.Memory/mebi)
 	}
 	if want := processors(r); want > has.CPUs {
-		return nil, nil, fmt.Errorf("limit of %d processors: the pod's machine has %d, which cannot change while it runs: %w", want, has.CPUs, pod.ErrUnsupported)
+		return nil, nil, recipe.Invalid("limit of %d processors: the pod's machine has %d, which cannot change while it runs", want, has.CPUs)
 	}
 	return recipe.Resources(r)
 }

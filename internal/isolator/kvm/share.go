@@ -86,7 +86,7 @@ func (t *translation) mount(m initproc.Mount, d isolator.Dirs) (initproc.Mount, 
 	case ofKernel(m.Source):
 		return m, fmt.Errorf("%s of the host: %w by this isolator", m.Source, pod.ErrUnsupported)
 	}
-	m.Source = t.add(machine.Share{Source: m.Source, Sub: m.Sub, ReadOnly: m.ReadOnly, Recursive: m.Recursive, AllReadOnly: m.AllReadOnly})
+	m.Source = t.add(machine.Share{Source: m.Source, Sub: m.Sub, ReadOnly: m.ReadOnly, Private: m.Propagation != string(pod.PropagationSlave), Recursive: m.Recursive, AllReadOnly: m.AllReadOnly})
 	// In the machine what is mounted below comes when somebody goes there, and is as its
 	// parent is. So only the host can tell the parent's being read-only from its own.
 	m.ReadOnly = m.AllReadOnly
