@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -216,12 +217,19 @@ func (p pod) resized(t *testing.T) {
 		p.do(t, http.MethodPatch, p.path()+"/resize", `{"spec": {"containers": `+p.containers(t, "web", memory)+`}}`)
 	}
 	resize("192Mi")
-	p.says(t, 2*time.Minute, "ResizeError", "which cannot change while it runs")
+	p.until(t, 2*time.Minute, "its condition says why it is not resized", func(o podObject) bool {
+		return slices.ContainsFunc(o.Status.Conditions, func(c condition) bool {
+			return c.Type == "PodResizeInProgress" && c.Reason == "Error" && strings.Contains(c.Message, "which cannot change while it runs")
+		})
+	})
 	p.hasOverhead(t)
 	if got := p.output(t, "web", "cat /sys/fs/cgroup/memory.max"); got != fmt.Sprint(128<<20) {
 		t.Errorf("the container has %s bytes of memory", got)
 	}
 	resize("128Mi")
+	p.until(t, 2*time.Minute, "nothing is left to be done", func(o podObject) bool {
+		return !slices.ContainsFunc(o.Status.Conditions, func(c condition) bool { return c.Type == "PodResizeInProgress" })
+	})
 	if o := p.get(t); o.container("web").State.Running == nil || o.container("beside").State.Running == nil {
 		t.Errorf("not all run on: %v", o)
 	}

@@ -228,7 +228,7 @@ func TestResize(t *testing.T) {
 		"fewer processors":       {own, pod.Resources{Memory: 612 << 20, CPUQuota: 20000, CPUPeriod: 100000, CPUShares: 50}, nil, ""},
 		"as many processors":     {own, pod.Resources{CPUQuota: 200000, CPUPeriod: 100000}, nil, ""},
 		"more processors":        {own, pod.Resources{CPUQuota: 200001, CPUPeriod: 100000}, pod.ErrInvalid, "limit of 3 processors: the pod's machine has 2"},
-		"more memory":            {own, pod.Resources{Memory: 700 << 20}, pod.ErrInvalid, "memory limit of 700 MiB: the pod's machine has 512 beside"},
+		"more memory":            {own, pod.Resources{Memory: 700 << 20}, pod.ErrInvalid, "memory limit of 700 MiB: the pod's machine has 512 and was made for a limit of 612, which"},
 		"less memory":            {own, pod.Resources{Memory: 512 << 20}, pod.ErrInvalid, "cannot change while it runs"},
 		"no limit any more":      {own, pod.Resources{Memory: -1}, nil, ""},
 		"a first limit":          {nil, pod.Resources{Memory: 300 << 20}, pod.ErrInvalid, "cannot change while it runs"},

@@ -3,6 +3,7 @@ package kvm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 
 	"gantry/internal/isolator"
@@ -72,6 +73,13 @@ func (k *KVM) Update(ctx context.Context, d isolator.Dirs, app pod.ID, was, now 
 	return machine.Update(ctx, d.Pod, string(app), files, was.OOMScoreAdj, now.OOMScoreAdj)
 }
 
+func limitWords(limit int64) string {
+	if limit <= 0 {
+		return "no limit"
+	}
+	return fmt.Sprintf("a limit of %d", limit/mebi)
+}
+
 // PodResources are the limits of a pod that runs. Its machine keeps the memory and the
 // processors that it was booted with: it can neither get more nor give any back. That is an
 // invalid wish and not an unsupported one, of which kubelet thinks that it need not care:
@@ -83,8 +91,8 @@ func (k *KVM) PodResources(_ *pod.Pod, d isolator.Dirs, r pod.Resources) ([]unit
 		return nil, nil, err
 	}
 	if r.Memory > 0 && r.Memory != has.Limit {
-		return nil, nil, recipe.Invalid("memory limit of %d MiB: the pod's machine has %d beside what is the host's, which cannot change while it runs",
-			r.Memory/mebi, has.Memory/mebi)
+		return nil, nil, recipe.Invalid("memory limit of %d MiB: the pod's machine has %d and was made for %s, which cannot change while it runs",
+			r.Memory/mebi, has.Memory/mebi, limitWords(has.Limit))
 	}
 	if want := processors(r); want > has.CPUs {
 		return nil, nil, recipe.Invalid("limit of %d processors: the pod's machine has %d, which cannot change while it runs", want, has.CPUs)
