@@ -346,13 +346,14 @@ func (r specResult) why() string {
 	if r.Reason == "" && r.State == notRun {
 		return "its group, lane " + laneOf(r.Spec) + ", was not reached yet"
 	}
+	why := r.Reason
 	if r.Note != "" {
-		return strings.TrimSuffix(r.Reason, ".") + ". " + r.Note + "."
+		why = strings.TrimSuffix(why, ".") + ". " + r.Note + "."
 	}
 	if c := r.Containerd; c != nil {
-		return fmt.Sprintf("%s. **The machine's**: with containerd (%s) it fails too, [log](../%s): %s", r.Reason, c.Day, c.Log, c.Reason)
+		why = fmt.Sprintf("%s. **The machine's**: with containerd (%s) it fails too, [log](../%s): %s", strings.TrimSuffix(why, "."), c.Day, c.Log, c.Reason)
 	}
-	return r.Reason
+	return why
 }
 
 func lanesOfSuite() []string { return []string{"default", "Serial", "Slow", "Flaky", "other"} }
