@@ -32,16 +32,14 @@ type createFlags struct {
 	env, envFiles, volumes, devices []string
 	user, workdir                   string
 	entrypoint                      string
-	memory                          string
-	cpus                            string
-	pids                            int64
-	tty, interactive                bool
-	readOnly, privileged            bool
-	noNewPrivileges                 bool
-	capAdd, capDrop                 []string
-	stopSignal                      string
-	stopTimeout                     time.Duration
-	pull                            string
+	limitFlags
+	tty, interactive     bool
+	readOnly, privileged bool
+	noNewPrivileges      bool
+	capAdd, capDrop      []string
+	stopSignal           string
+	stopTimeout          time.Duration
+	pull                 string
 
 	// describe are the names of the flags that a manifest replaces.
 	describe map[string]bool
@@ -81,9 +79,7 @@ func (c *createFlags) addApp(f *pflag.FlagSet) {
 	f.StringVarP(&c.user, "user", "u", "", "run as `USER[:GROUP]`, names or numbers; default: the image's")
 	f.StringVarP(&c.workdir, "workdir", "w", "", "working `DIRECTORY` inside; default: the image's")
 	f.StringVar(&c.entrypoint, "entrypoint", "", "run `PROGRAM` instead of the image's entrypoint and command")
-	f.StringVarP(&c.memory, "memory", "m", "", "limit the memory to `SIZE`, such as 64Mi or 1.5Gi")
-	f.StringVar(&c.cpus, "cpus", "", "limit the CPU time to `N` processors, such as 0.5")
-	f.Int64Var(&c.pids, "pids-limit", 0, "limit the number of processes and threads to `N`")
+	c.limitFlags.add(f)
 	f.BoolVarP(&c.tty, "tty", "t", false, "give the app a terminal")
 	f.BoolVarP(&c.interactive, "interactive", "i", false, "pass stdin on to the app")
 	f.BoolVar(&c.readOnly, "read-only", false, "make the app's root file system read-only")
@@ -290,41 +286,6 @@ func capNames(list []string) []string {
 		out = append(out, strings.TrimPrefix(strings.ToUpper(s), "CAP_"))
 	}
 	return out
-}
-
-func (c *createFlags) resources() (pod.Resources, error) {
-	var r pod.Resources
-	if c.memory != "" {
-		q, err := manifest.ParseQuantity(strings.TrimSuffix(c.memory, "b"))
-		if err != nil || q.Value() <= 0 || !q.Whole() { // 64m is not 64M
-			return r, usagef("--memory %q: want a size such as 64Mi or 1.5Gi", c.memory)
-		}
-		// As under a kubelet: no swap beyond the limit.
-		r.Memory, r.MemorySwap = q.Value(), q.Value()
-	}
-	if c.cpus != "" {
-		q, err := manifest.ParseQuantity(c.cpus)
-		if err != nil || q.MilliValue() <= 0 {
-			return r, usagef("--cpus %q: want a number such as 0.5 or 2", c.cpus)
-		}
-		setCPU(&r, q.MilliValue(), 0)
-	}
-	if c.pids < 0 {
-		return r, usagef("--pids-limit %d: want more than 0", c.pids)
-	}
-	r.Pids = c.pids
-	return r, nil
-}
-
-// setCPU sets a limit and a weight from thousandths of a CPU; 0 leaves one out.
-func setCPU(r *pod.Resources, limit, request int64) {
-	if limit > 0 {
-		// The kernel takes no quota below a millisecond.
-		r.CPUPeriod, r.CPUQuota = cpuPeriod, max(limit*cpuPeriod/1000, 1000)
-	}
-	if request > 0 {
-		r.CPUShares = min(max(request*1024/1000, 2), 262144)
-	}
 }
 
 // environment puts files first, in order, then single variables over them.

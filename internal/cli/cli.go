@@ -69,7 +69,7 @@ leaves. Every container is a systemd service; systemctl, journalctl and systemd-
 		}
 	}
 	add(groupPods, runCommand(env), prepareCommand(env), runPreparedCommand(env), listCommand(env), statusCommand(env),
-		logsCommand(env), execCommand(env), attachCommand(env), stopCommand(env), rmCommand(env), gcCommand(env))
+		logsCommand(env), statsCommand(env), execCommand(env), attachCommand(env), portForwardCommand(env), updateCommand(env), stopCommand(env), rmCommand(env), gcCommand(env))
 	add(groupImages, fetchCommand(env), imageCommand(env))
 	add(groupOther, isolatorCommand(env), versionCommand(env), manCommand(env))
 	root.AddCommand(internalCommand(env))

@@ -338,8 +338,23 @@ func (f *fakeEngine) WaitApp(ctx context.Context, id pod.ID) (pod.AppStatus, err
 	}
 }
 
-func (f *fakeEngine) UpdateApp(context.Context, pod.ID, pod.Resources) error {
-	return pod.ErrUnsupported
+// UpdateApp can have no app with more than 4 GiB.
+func (f *fakeEngine) UpdateApp(_ context.Context, id pod.ID, r pod.Resources) error {
+	return f.change(func(s *fakeState) error {
+		a := s.app(id)
+		switch {
+		case a == nil:
+			return pod.ErrNotFound
+		case r.Memory > 4<<30:
+			return fmt.Errorf("update app %s: memory limit of %d: %w", a.Name, r.Memory, pod.ErrInvalid)
+		}
+		for to, from := range map[*int64]int64{&a.Current.Memory: r.Memory, &a.Current.CPUQuota: r.CPUQuota, &a.Current.Pids: r.Pids} {
+			if from != 0 {
+				*to = from
+			}
+		}
+		return nil
+	})
 }
 
 func (f *fakeEngine) Exec(ctx context.Context, id pod.ID, p pod.Process, s engine.Streams) (int, error) {
@@ -397,12 +412,34 @@ func (f *fakeEngine) Attach(ctx context.Context, id pod.ID, s engine.Streams) er
 	return err
 }
 
-func (f *fakeEngine) PortForward(context.Context, pod.ID, uint16, io.ReadWriteCloser) error {
-	return pod.ErrUnsupported
+// PortForward: on port 7 somebody says all that is said to him, and on others there is nobody.
+func (f *fakeEngine) PortForward(_ context.Context, _ pod.ID, port uint16, stream io.ReadWriteCloser) error {
+	if port != 7 {
+		return fmt.Errorf("connect to port %d: connection refused: %w", port, pod.ErrUnavailable)
+	}
+	_, err := io.Copy(stream, stream)
+	return err
 }
 func (f *fakeEngine) ReopenLog(context.Context, pod.ID) error { return pod.ErrUnsupported }
-func (f *fakeEngine) AppStats(context.Context, pod.ID) (engine.Stats, error) {
-	return engine.Stats{}, pod.ErrUnsupported
+
+// AppStats: an app uses half a processor, and what is its limit.
+func (f *fakeEngine) AppStats(_ context.Context, id pod.ID) (out engine.Stats, err error) {
+	err = f.change(func(s *fakeState) error {
+		a := s.app(id)
+		if a == nil || a.Phase != pod.Running {
+			return pod.ErrState
+		}
+		if a.Argv[0] == "stubborn" {
+			return fmt.Errorf("its machine does not answer: %w", pod.ErrUnavailable)
+		}
+		took := s.now().Sub(fakeNow().Add(-2 * time.Hour))
+		out = engine.Stats{
+			Time: fakeNow().Add(took), CPUNanos: uint64(took / 2), MemoryUsage: 20 << 20, MemoryWorkingSet: 12 << 20,
+			MemoryLimit: uint64(a.Current.Memory), Pids: uint64(max(a.Current.Pids, 1)),
+		}
+		return nil
+	})
+	return out, err
 }
 
 func (f *fakeEngine) PodStats(context.Context, pod.ID) (engine.PodStats, error) {

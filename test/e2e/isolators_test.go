@@ -196,13 +196,13 @@ func terminalThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
 }
 
 func updateThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
-	a := newApp(t, n, p, command("sleep", "1000"), limits(pod.Resources{Memory: 32 << 20, CPUQuota: 100000, CPUPeriod: 100000}))
+	a := newApp(t, n, p, command("sleep", "1000"), limits(pod.Resources{Memory: 32 << 20, CPUQuota: 50000, CPUPeriod: 100000}))
 	start(t, n, a)
-	if err := n.UpdateApp(t.Context(), a.ID, pod.Resources{Memory: 48 << 20, CPUQuota: 151234, CPUShares: 2048}); err != nil {
+	if err := n.UpdateApp(t.Context(), a.ID, pod.Resources{Memory: 48 << 20, CPUQuota: 71234, CPUShares: 2048}); err != nil {
 		t.Fatal(err)
 	}
 	out, _ := execIn(t, n, a, pod.Process{Argv: []string{"sh", "-c", ownGroup + "cat memory.max cpu.max cpu.weight"}}, "")
-	sameText(t, out, "50331648\n151234 100000\n174\n")
+	sameText(t, out, "50331648\n71234 100000\n174\n")
 	if err := n.UpdateApp(t.Context(), a.ID, pod.Resources{CPUQuota: 10}); !errors.Is(err, pod.ErrInvalid) {
 		t.Errorf("a quota that the kernel refuses: %v", err)
 	}

@@ -1,6 +1,8 @@
 package external
 
 import (
+	"bytes"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -49,5 +51,17 @@ func TestExamplePlan(t *testing.T) {
 	sandbox, err := x.Sandbox(isolator.Sandbox{Pod: in.Pod, Dir: in.Dir})
 	if err != nil || len(sandbox.Units) == 0 {
 		t.Errorf("plan of the pod: %v, %v", sandbox, err)
+	}
+}
+
+// TestExampleIsShort: it is read before it is copied.
+func TestExampleIsShort(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("../../../docs/examples/isolators/unshare")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lines := bytes.Count(data, []byte("\n")); lines >= 100 {
+		t.Errorf("it has %d lines, want less than 100", lines)
 	}
 }
