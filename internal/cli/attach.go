@@ -31,15 +31,7 @@ func (o *attachOptions) run(ctx context.Context, env *Env, args []string) error 
 		return err
 	}
 	return env.with(ctx, func(be *Backend) error {
-		p, err := findPod(be.Engine, args[0])
-		if err != nil {
-			return err
-		}
-		name := ""
-		if len(args) > 1 {
-			name = args[1]
-		}
-		a, err := findApp(p, name)
+		_, a, err := findOne(be.Engine, args)
 		if err != nil {
 			return err
 		}

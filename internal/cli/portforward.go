@@ -9,10 +9,10 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"gantry/internal/pod"
 )
@@ -97,37 +97,32 @@ func (o *portForwardOptions) serve(ctx context.Context, env *Env, e Engine, p po
 		}
 		listeners = append(listeners, l)
 	}
-	var all sync.WaitGroup
+	all, ctx := errgroup.WithContext(ctx) // where one cannot listen any more all end
 	for i, l := range listeners {
 		fmt.Fprintf(env.Stdout, "%s -> %d\n", l.Addr(), forwards[i].remote)
-		all.Go(func() { acceptAll(ctx, env, e, p, l, forwards[i].remote) })
+		context.AfterFunc(ctx, func() { l.Close() })
+		all.Go(func() error { return acceptAll(ctx, env, e, p, l, forwards[i].remote, all) })
 	}
-	<-ctx.Done()
-	for _, l := range listeners {
-		l.Close()
-	}
-	all.Wait()
-	return nil
+	return all.Wait()
 }
 
 // acceptAll passes connections on until there is nothing to listen on. One that fails is told
 // of, and the others go on.
-func acceptAll(ctx context.Context, env *Env, e Engine, p pod.PodStatus, l net.Listener, port uint16) {
-	var all sync.WaitGroup
-	defer all.Wait()
+func acceptAll(ctx context.Context, env *Env, e Engine, p pod.PodStatus, l net.Listener, port uint16, all *errgroup.Group) error {
 	for {
 		conn, err := l.Accept()
-		if err != nil {
-			if !errors.Is(err, net.ErrClosed) {
-				fmt.Fprintf(env.Stderr, "gantry: port-forward: %s\n", oneLine(err.Error()))
-			}
-			return
+		if errors.Is(err, net.ErrClosed) {
+			return nil
 		}
-		all.Go(func() {
+		if err != nil {
+			return fmt.Errorf("port-forward to pod %s: %w", nameOf(p), err)
+		}
+		all.Go(func() error {
 			defer conn.Close()
 			if err := e.PortForward(ctx, p.ID, port, conn); err != nil && ctx.Err() == nil {
 				fmt.Fprintf(env.Stderr, "gantry: port-forward to port %d of pod %s: %s\n", port, printable(nameOf(p)), oneLine(err.Error()))
 			}
+			return nil
 		})
 	}
 }

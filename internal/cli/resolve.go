@@ -81,6 +81,18 @@ func findApp(p pod.PodStatus, ref string) (pod.AppStatus, error) {
 	return pod.AppStatus{}, withHint(fmt.Errorf("find app in pod %s: it has several: %w", p.Name, pod.ErrInvalid), "name one of %s", appNames(p.Apps))
 }
 
+// findOne finds the app that the words POD [APP] mean.
+func findOne(e Engine, args []string) (p pod.PodStatus, a pod.AppStatus, err error) {
+	app := ""
+	if len(args) > 1 {
+		app = args[1]
+	}
+	if p, err = findPod(e, args[0]); err == nil {
+		a, err = findApp(p, app)
+	}
+	return p, a, err
+}
+
 func inPhase(apps []pod.AppStatus, phase pod.Phase) []pod.AppStatus {
 	var out []pod.AppStatus
 	for _, a := range apps {

@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
-
-	"gantry/internal/pod"
 )
 
 type updateOptions struct {
@@ -53,16 +51,4 @@ func (o *updateOptions) run(ctx context.Context, env *Env, args []string) error 
 		fmt.Fprintln(env.Stdout, a.Name)
 		return nil
 	})
-}
-
-// findOne finds the app that the words POD [APP] mean.
-func findOne(e Engine, args []string) (p pod.PodStatus, a pod.AppStatus, err error) {
-	app := ""
-	if len(args) > 1 {
-		app = args[1]
-	}
-	if p, err = findPod(e, args[0]); err == nil {
-		a, err = findApp(p, app)
-	}
-	return p, a, err
 }

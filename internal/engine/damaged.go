@@ -3,7 +3,6 @@ package engine
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"gantry/internal/disk"
@@ -98,6 +97,10 @@ func (e *Engine) unreadPods() (ids []pod.ID) {
 }
 
 // hides tells of a pod that has more than what is known of it.
-func (e *Engine) hides(id pod.ID) bool { return slices.Contains(e.unreadPods(), id) }
+func (e *Engine) hides(id pod.ID) bool {
+	e.view.mu.RLock()
+	defer e.view.mu.RUnlock()
+	return e.view.unread[id] != nil
+}
 
 func (e *Engine) anyUnread() bool { return len(e.unreadPods()) > 0 }
