@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -86,22 +87,19 @@ func TestArgs(t *testing.T) {
 func journald(t *testing.T) (path string, read func() map[string]string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "s")
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
+	t.Cleanup(func() { conn.Close() })
 	return path, func() map[string]string {
 		buf := make([]byte, 64<<10)
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000); n <= 0 {
-			t.Fatalf("no entry came: %v", err)
-		}
-		n, err := unix.Read(fd, buf)
-		if err != nil {
+		if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
 			t.Fatal(err)
+		}
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatalf("no entry came: %v", err)
 		}
 		var fields map[string]string
 		in := io.MultiReader(strings.NewReader("__REALTIME_TIMESTAMP=1\n"), bytes.NewReader(buf[:n]))
