@@ -52,14 +52,14 @@ func (e *Engine) CheckpointApp(ctx context.Context, id pod.ID, to string, limit 
 	if disk.Exists(to) {
 		return fmt.Errorf("location %s: %w", to, pod.ErrExists)
 	}
-	if _, err := exec.LookPath("criu"); err != nil {
-		return fmt.Errorf("checkpoint/restore requires at least CRIU 3.16 with its library, install criu and libcriu2: %w", pod.ErrUnsupported)
-	}
 	work, err := e.newCheckpoint(app)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, work.close()) }()
+	if _, err := exec.LookPath("criu"); err != nil {
+		return fmt.Errorf("checkpoint/restore requires at least CRIU 3.16 with its library, install criu and libcriu2: %w", pod.ErrUnsupported)
+	}
 	if limit <= 0 {
 		limit = checkpointTime
 	}
@@ -74,6 +74,7 @@ func (e *Engine) CheckpointApp(ctx context.Context, id pod.ID, to string, limit 
 // checkpoint is one that is being made.
 type checkpoint struct {
 	e    *Engine
+	iso  checkpointer
 	app  pod.AppStatus
 	pod  *pod.Pod
 	dir  string
@@ -86,6 +87,10 @@ func (e *Engine) newCheckpoint(app pod.AppStatus) (*checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
+	iso, able := e.iso[p.Isolator].(checkpointer)
+	if !able {
+		return nil, fmt.Errorf("isolator %s: %w", p.Isolator, pod.ErrUnsupported)
+	}
 	dir := filepath.Join(e.store.Prepare(), string(pod.NewID()))
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
@@ -94,19 +99,15 @@ func (e *Engine) newCheckpoint(app pod.AppStatus) (*checkpoint, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
-	return &checkpoint{e, app, p, dir, lock}, nil
+	return &checkpoint{e, iso, app, p, dir, lock}, nil
 }
 
 func (c *checkpoint) close() error { return errors.Join(os.RemoveAll(c.dir), c.lock.Unlock()) }
 
 // dump runs the unit that writes the state of the processes.
 func (c *checkpoint) dump(ctx context.Context, limit time.Duration) (out error) {
-	iso, ok := c.e.iso[c.pod.Isolator].(checkpointer)
-	if !ok {
-		return fmt.Errorf("isolator %s: %w", c.pod.Isolator, pod.ErrUnsupported)
-	}
 	cgroup := "/" + filepath.Join(unit.CgroupOf(c.pod.Slice), unit.App(string(c.app.ID)))
-	u, err := iso.Checkpoint(isolator.App{Pod: c.pod, App: c.app.App}, c.dir, filepath.Clean(cgroup), limit)
+	u, err := c.iso.Checkpoint(isolator.App{Pod: c.pod, App: c.app.App}, c.dir, filepath.Clean(cgroup), limit)
 	if err != nil {
 		return err
 	}

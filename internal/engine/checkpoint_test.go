@@ -5,9 +5,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"gantry/internal/disk"
 	"gantry/internal/isolator"
 	"gantry/internal/pod"
 	"gantry/internal/systemd"
@@ -87,5 +89,25 @@ func TestCheckpointThaws(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestCheckpointRefused: an isolator that cannot write checkpoints is named, whatever else
+// is lacking, and nothing is left.
+func TestCheckpointRefused(t *testing.T) {
+	t.Parallel()
+	w := newLiveWorld(t)
+	w.iso["oci"] = struct{ isolator.Isolator }{w.iso["oci"]} // that cannot
+	a := w.app(w.pod())
+	w.run(a)
+	w.load()
+	to := filepath.Join(t.TempDir(), "c.tar")
+	err := w.CheckpointApp(t.Context(), a.ID, to, 0)
+	if !errors.Is(err, pod.ErrUnsupported) || !strings.Contains(err.Error(), "isolator oci: not supported") {
+		t.Errorf("got %v", err)
+	}
+	left, err := os.ReadDir(w.store.Prepare())
+	if err != nil || len(left) != 0 || disk.Exists(to) {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

@@ -63,6 +63,10 @@ const (
 	StageBoot  = "boot the machine"
 )
 
+// outOfMemory is how a program ends that has more than the limit of its pod's cgroup lets
+// it, or the host has.
+const outOfMemory = "killed for want of memory on the host: see kvm.overhead and the overhead of the RuntimeClass"
+
 // Down leaves there why the program of a stage has ended, unless that is known or was no
 // failure. It is for the end of a unit, where systemd tells how that was: whoever waits for
 // the program may have come too late, or was not started.
@@ -73,7 +77,10 @@ func Down(ctx context.Context, podDir, stage string) error {
 	}
 	how := strings.TrimSpace(os.Getenv("EXIT_CODE") + " " + os.Getenv("EXIT_STATUS"))
 	plain := slices.Contains([]string{"exit-code", "signal", "core-dump"}, result)
-	if !plain {
+	switch {
+	case result == "oom-kill":
+		how = outOfMemory
+	case !plain:
 		how = strings.TrimSpace(result + " " + how)
 	}
 	told, err := os.ReadFile(errorFile(podDir, stage))
@@ -83,7 +90,7 @@ func Down(ctx context.Context, podDir, stage string) error {
 	case err != nil:
 		return err
 	case !plain:
-		told = fmt.Appendf(told, " (its unit ended by %s)", how)
+		told = fmt.Appendf(told, " (its unit: %s)", how)
 	case strings.Contains(string(told), saidLast):
 		return nil
 	}

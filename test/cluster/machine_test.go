@@ -279,7 +279,7 @@ func (p pod) free(t *testing.T) {
 // one. One that shares the host's kernel needs the operator's word then.
 func TestMachineByDefault(t *testing.T) {
 	guard(t)
-	a := joinWithMachines(t, withKVM+"[isolator]\ndefault = \"kvm\"\n")
+	a := joinWithMachines(t, withKVM+"[isolator]\ndefault = \"kvm\"\nweaker-default = \"oci\"\n")
 	unmarked := a.run(t, "default", "unmarked", server{port: 8080}.spec())
 	refused := a.run(t, "default", "oci", server{class: "oci", port: 8080}.spec())
 	refused.says(t, time.Minute, "FailedCreatePodSandBox", "isolator.weaker-namespaces")
@@ -287,6 +287,7 @@ func TestMachineByDefault(t *testing.T) {
 		says(t, time.Minute, "FailedCreatePodSandBox", "namespaces.network=node")
 	allowed := a.run(t, flySpace, "oci", server{class: "oci", port: 8080}.spec())
 	allowed.running(t, time.Minute)
+	a.insteadOfMachines(t)
 	unmarked.running(t, bootTime)
 	const id = "cat /proc/sys/kernel/random/boot_id"
 	host := sh(t, id)
@@ -295,6 +296,33 @@ func TestMachineByDefault(t *testing.T) {
 	}
 	if got := allowed.output(t, "web", id); got != host {
 		t.Errorf("the kernel of a pod of namespaces was booted as %q, the host's as %q", got, host)
+	}
+}
+
+// insteadOfMachines makes pods that cannot be machines and say nothing of isolators: where
+// the operator allows it they are of the node's weaker default, elsewhere refused.
+func (a api) insteadOfMachines(t *testing.T) {
+	t.Helper()
+	const container = `  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: web, image: "` + busybox + `", command: [sleep, "1000000"]%s}
+`
+	for name, c := range map[string]struct{ of, container, why string }{
+		"network":    {"  hostNetwork: true\n", "", "namespaces.network=node"},
+		"processes":  {"  hostPID: true\n", "", "namespaces.pid=node"},
+		"privileged": {"", ", securityContext: {privileged: true}", "security.privileged"},
+	} {
+		spec := c.of + fmt.Sprintf(container, c.container)
+		refused := a.run(t, "default", "instead-"+name, spec)
+		refused.says(t, time.Minute, "FailedCreatePodSandBox", c.why)
+		refused.says(t, time.Second, "FailedCreatePodSandBox", "isolator.weaker-namespaces")
+		p := a.run(t, flySpace, "instead-"+name, spec)
+		p.running(t, time.Minute)
+		got := sh(t, "gantry list --format json | jq -r '.pods[] | select(.uid == \""+p.uid+"\") | .isolator, .isolatorReason'")
+		if !strings.HasPrefix(got, "oci\n") || !strings.Contains(got, c.why) {
+			t.Errorf("pod %s: its isolator and why: %q", name, got)
+		}
 	}
 }
 

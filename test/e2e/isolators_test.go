@@ -69,6 +69,7 @@ func goThrough(t *testing.T, n *node.Node, isolated podOption, short bool, refus
 	for name, test := range map[string]func(*testing.T, *node.Node, *pod.Pod){
 		"exec": execThroughEngine, "terminal": terminalThroughEngine, "update": updateThroughEngine, "profiles": profilesThroughEngine,
 		"a layer that is missing": layerThroughEngine, "a capable file": capableThroughEngine,
+		"checkpoint": checkpointThroughEngine,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, n, p) })
 	}
@@ -249,6 +250,26 @@ func capableThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
 	sameText(t, printed(t, n, p, "/bin/busybox grep CapEff /proc/self/status; /busybox-capable grep CapEff /proc/self/status", with(func(s *engine.AppSpec) {
 		s.Image, s.User = name, "1000"
 	})), "CapEff:\t0000000000000000\nCapEff:\t0000000000000400")
+}
+
+// checkpointThroughEngine: only crun writes down how a program stands. Others refuse that, and
+// the app goes on. What there is of it with crun, the suite of the node tries.
+func checkpointThroughEngine(t *testing.T, n *node.Node, p *pod.Pod) {
+	if p.Isolator == "oci" {
+		return
+	}
+	a := newApp(t, n, p, command("sleep", "1000"))
+	start(t, n, a)
+	to := filepath.Join(t.TempDir(), "c.tar")
+	if err := n.CheckpointApp(t.Context(), a.ID, to, 0); !errors.Is(err, pod.ErrUnsupported) || !strings.Contains(err.Error(), p.Isolator) {
+		t.Errorf("checkpoint: %v", err)
+	}
+	if _, err := os.Stat(to); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("refused, there is %s: %v", to, err)
+	}
+	if s, err := n.App(a.ID); err != nil || s.Phase != pod.Running {
+		t.Errorf("afterwards it is %+v, %v", s, err)
+	}
 }
 
 // layerThroughEngine: an image of which something was lost is told of where it is needed, and

@@ -197,6 +197,21 @@ exec /opt/cni/bin/bridge
 		replaceBoot(t, "initramfs-*", "cp "+dir+"/mute")
 		refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", "does not answer within 20s (kvm.boot-time)"})
 	})
+	t.Run("no memory", func(t *testing.T) { // of the host's, for the machine's own
+		n := withMachines(t, func(*node.Machines) {})
+		for _, of := range []string{"gantry-machine-.service", "gantry-.slice"} {
+			lack := "/run/systemd/system/" + of + ".d/lack.conf"
+			section := "[Service]"
+			if strings.HasSuffix(of, "slice") {
+				section = "[Slice]"
+			}
+			sh(t, fmt.Sprintf(`mkdir -p %s && printf '%s\nMemoryMax=40M\nMemorySwapMax=0\n' >%s && systemctl daemon-reload`, filepath.Dir(lack), section, lack))
+			back := fmt.Sprintf("rm -rf %s && systemctl daemon-reload", filepath.Dir(lack))
+			t.Cleanup(func() { sh(t, back) })
+			refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", "killed for want of memory"})
+			sh(t, back)
+		}
+	})
 	t.Run("panic", func(t *testing.T) {
 		n := withMachines(t, func(*node.Machines) {})
 		replaceBoot(t, "initramfs-*", "cp /dev/null")
