@@ -60,6 +60,8 @@ func isolation(i isolator.Isolation) string {
 		return "none"
 	case isolator.IsolationNamespaces:
 		return "namespaces"
+	case isolator.IsolationKernel:
+		return "kernel"
 	default:
 		return "machine"
 	}

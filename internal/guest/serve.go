@@ -48,6 +48,7 @@ func first(ctx context.Context, version string) error {
 	failed := make(chan error, 2)
 	go func() { failed <- Forward(ctx, behind(hostOnly{forwards}, key)) }()
 	go func() { failed <- NewAgent(version, cgroupRoot).Serve(ctx, behind(hostOnly{l}, key)) }()
+	go keepFewInodes(ctx)
 	return <-failed
 }
 

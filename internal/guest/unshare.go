@@ -28,8 +28,8 @@ func unshare(app string) error {
 			return &fs.PathError{Op: "unmount", Path: e.Name(), Err: err}
 		}
 	}
-	return os.WriteFile("/proc/sys/vm/drop_caches", []byte(namesOnly), 0o200)
+	return dropCaches(namesOnly)
 }
 
 // namesOnly leaves the content of files cached.
-const namesOnly = "2"
+const namesOnly, all = "2", "3"

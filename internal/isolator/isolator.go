@@ -57,7 +57,9 @@ const (
 	IsolationNone Isolation = iota
 	// IsolationNamespaces: it has the host's kernel and its own view of it.
 	IsolationNamespaces
-	// IsolationMachine: it has a kernel of its own.
+	// IsolationKernel: a program in user space is its kernel, and the host's is that program's.
+	IsolationKernel
+	// IsolationMachine: it has a kernel of its own, on a processor of its own.
 	IsolationMachine
 )
 

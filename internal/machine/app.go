@@ -62,11 +62,7 @@ func RunApp(ctx context.Context, dir string) error {
 // and nobody would know of it. What it was to see must not stay: one that starts again and
 // again would add up.
 func (p *proxy) giveUp(ctx context.Context) error {
-	err := p.app.forget(ctx, podDirOf(p.dir))
-	if err != nil {
-		err = errors.Join(err, unshare(p.app.Shares))
-	}
-	return err
+	return p.app.forget(ctx, podDirOf(p.dir))
 }
 
 func newProxy(dir string) (*proxy, error) {
@@ -105,7 +101,10 @@ func EndApp(ctx context.Context, dir, result string) error {
 	end, err := a.end(ctx, podDirOf(dir))
 	switch {
 	case !initproc.HasRun(dir): // why is known, but for what it was
-		return nil
+		if err != nil {
+			return unshare(a.Shares)
+		}
+		return a.forget(ctx, podDirOf(dir))
 	case err == nil:
 		exit := exitOf(end)
 		var why End
@@ -117,7 +116,7 @@ func EndApp(ctx context.Context, dir, result string) error {
 		return errors.Join(initproc.Ended(dir, exit), a.forget(ctx, podDirOf(dir)))
 	}
 	fmt.Fprintln(os.Stderr, "gantry-guest: end the app:", err)
-	return initproc.Ended(dir, awaitEnd(ctx, podDirOf(dir)).exit())
+	return errors.Join(initproc.Ended(dir, awaitEnd(ctx, podDirOf(dir)).exit()), unshare(a.Shares))
 }
 
 // end kills an app in its machine.
@@ -140,14 +139,12 @@ func (a App) end(ctx context.Context, podDir string) (*guestpb.WaitResponse, err
 	return end, nil
 }
 
-// forget takes away what is left of an app whose end is on record.
+// forget takes away what is left of an app whose end is on record. If the machine takes too
+// long, or does not answer, it sees no more of the host all the same.
 func (a App) forget(ctx context.Context, podDir string) error {
 	ctx, cancel := context.WithTimeout(ctx, endTime)
 	defer cancel()
-	if err := Forget(ctx, podDir, a.ID); err != nil {
-		return err
-	}
-	return unshare(a.Shares)
+	return errors.Join(Forget(ctx, podDir, a.ID), unshare(a.Shares))
 }
 
 func readJSON(path string, v any) error {

@@ -96,7 +96,7 @@ func connect() (*guest.Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", podInterface, err)
 	}
-	if err := noOther(); err != nil {
+	if err := errors.Join(noOther(), noRules()); err != nil {
 		return nil, err
 	}
 	link, err := netlink.LinkByName(Tap)
@@ -115,6 +115,21 @@ func connect() (*guest.Interface, error) {
 		}
 	}
 	return interfaceOf(pod)
+}
+
+// noRules refuses a pod that CNI gave rules by which routes are chosen, or tables of them
+// beside the main one, which no packet gets to without: its machine would not have them.
+func noRules() error {
+	rules, err := netlink.RuleList(netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list rules of routing: %w", err)
+	}
+	for _, r := range rules {
+		if r.Table != unix.RT_TABLE_LOCAL && r.Table != unix.RT_TABLE_MAIN && r.Table != unix.RT_TABLE_DEFAULT {
+			return fmt.Errorf("rule of routing to table %d: %w in a machine", r.Table, pod.ErrUnsupported)
+		}
+	}
+	return nil
 }
 
 // noOther refuses a pod that CNI gave another interface, which its machine would not have.

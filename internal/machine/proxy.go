@@ -259,18 +259,66 @@ func (p *proxy) outputs() int {
 func (p *proxy) listen(ctx context.Context) (*guestpb.WaitResponse, error) {
 	var said sync.WaitGroup
 	var errs [2]error
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
 	for i := range p.outputs() {
-		said.Go(func() { errs[i] = p.hear(ctx, i, p.stdio[i+1]) })
+		said.Go(func() {
+			// An app whose output nobody takes would wait for ever, and nobody would know.
+			if errs[i] = p.hear(waiting, i, p.stdio[i+1]); errs[i] != nil {
+				stop()
+			}
+		})
 	}
-	end, err := p.client.Wait(ctx, &guestpb.WaitRequest{Ref: p.ref})
-	if err != nil {
+	end, err := p.client.Wait(waiting, &guestpb.WaitRequest{Ref: p.ref})
+	if err != nil && waiting.Err() == nil {
 		return nil, fmt.Errorf("wait for the end: %w", err)
 	}
 	said.Wait()
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("pass on the output: %w", err)
 	}
-	return end, nil
+	return end, err
+}
+
+// mostCalls is after how many calls a connection is replaced: they have numbers, which are
+// never used twice, and an app may say a line a million times a minute for a year.
+const mostCalls = 1 << 28
+
+// line is a connection for many calls, the proxy's at first.
+type line struct {
+	dial        func(context.Context) (*Client, error)
+	client      *Client
+	own         bool
+	calls, most int
+}
+
+func (p *proxy) line() *line {
+	dial := func(ctx context.Context) (*Client, error) { return dial(ctx, podDirOf(p.dir)) }
+	return &line{dial: dial, client: p.client, most: mostCalls}
+}
+
+// next is where the next call goes. If there is no other connection this one goes on.
+func (l *line) next(ctx context.Context) *Client {
+	if l.calls++; l.calls < l.most {
+		return l.client
+	}
+	l.calls = 0
+	fresh, err := l.dial(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gantry-guest: connect again:", err)
+		return l.client
+	}
+	_ = l.close()
+	l.client, l.own = fresh, true
+	return fresh
+}
+
+// close leaves the proxy's own connection.
+func (l *line) close() error {
+	if !l.own {
+		return nil
+	}
+	return l.client.Close()
 }
 
 // hear passes on what the app says. What was written is asked for no more. If nobody takes
@@ -280,8 +328,10 @@ func (p *proxy) hear(ctx context.Context, i int, to io.Writer) error {
 	if p.written != nil {
 		request.Resume, request.Offset = false, p.written[i]
 	}
+	l := p.line()
+	defer func() { _ = l.close() }()
 	for broken := false; ; {
-		r, err := p.client.Read(ctx, request)
+		r, err := l.next(ctx).Read(ctx, request)
 		if guest.IsNoOffset(err) && p.written != nil && !request.Resume { // who has it knows less than we do
 			request.Resume = true
 			continue
@@ -315,14 +365,16 @@ func (p *proxy) feedAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l := p.line()
+	defer func() { _ = l.close() }()
 	known, err := p.client.Write(ctx, &guestpb.WriteRequest{Ref: p.ref})
 	for err == nil {
 		data, offset, readErr := in.next(known.GetOffset())
 		if readErr != nil { // of a terminal that nobody has any more it is another than the end
-			_, err = p.client.Write(ctx, &guestpb.WriteRequest{Ref: p.ref, Offset: known.GetOffset(), Eof: true})
+			_, err = l.next(ctx).Write(ctx, &guestpb.WriteRequest{Ref: p.ref, Offset: known.GetOffset(), Eof: true})
 			return err
 		}
-		if known, err = p.client.Write(ctx, &guestpb.WriteRequest{Ref: p.ref, Offset: offset, Data: data}); err == nil {
+		if known, err = l.next(ctx).Write(ctx, &guestpb.WriteRequest{Ref: p.ref, Offset: offset, Data: data}); err == nil {
 			err = in.done(len(data))
 		}
 	}

@@ -125,3 +125,67 @@ func TestFeedFromTerminal(t *testing.T) {
 		t.Errorf("the app was told %q, and of the end: %t", said, ended)
 	}
 }
+
+// deafAgent answers nothing that it is asked for, and an app of it never ends.
+type deafAgent struct{ guestpb.GuestService }
+
+func (deafAgent) Read(ctx context.Context, r *guestpb.ReadRequest) (*guestpb.ReadResponse, error) {
+	if r.Stream == 1 {
+		return nil, errBroken
+	}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (deafAgent) Wait(ctx context.Context, _ *guestpb.WaitRequest) (*guestpb.WaitResponse, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestListenEndsWithTheOutput: an app whose output cannot be had is not waited for as if all
+// were well: it would fill what its machine keeps, and stand still.
+func TestListenEndsWithTheOutput(t *testing.T) {
+	t.Parallel()
+	p := &proxy{client: &Client{GuestService: deafAgent{}}}
+	done := make(chan error, 1)
+	go func() {
+		_, err := p.listen(t.Context())
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, errBroken) {
+			t.Errorf("got %v, want %v", err, errBroken)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it waits on")
+	}
+}
+
+// TestLineIsReplaced: a connection's calls are numbered, and it is another before they run
+// out.
+func TestLineIsReplaced(t *testing.T) {
+	t.Parallel()
+	first, second := &Client{GuestService: deafAgent{}}, &Client{GuestService: deafAgent{}}
+	refused := true
+	l := &line{client: first, most: 3, dial: func(context.Context) (*Client, error) {
+		if refused {
+			return nil, errBroken
+		}
+		return second, nil
+	}}
+	for i := range 3 {
+		if got := l.next(t.Context()); got != first {
+			t.Errorf("call %d does not go to the connection that there is", i+1)
+		}
+	}
+	refused = false
+	for i, want := range []*Client{first, first, second, second} {
+		if got := l.next(t.Context()); got != want {
+			t.Errorf("after a refusal, call %d goes elsewhere", i+1)
+		}
+	}
+	if !l.own {
+		t.Error("nobody will close the new connection")
+	}
+}

@@ -79,7 +79,7 @@ func (s Share) at() (int, error) {
 }
 
 // unshare takes what an app saw of the host out of the pod's share, so that it can be
-// unmounted where it is from. Call it when the machine has forgotten the app.
+// unmounted where it is from. Call it when the app has ended.
 func unshare(shares []Share) error {
 	var errs []error
 	for _, s := range shares {
@@ -166,7 +166,7 @@ func (s Share) place(source int) (int, error) {
 		err = root.MkdirAll(filepath.Join(app, part), 0o700)
 	} else if err = root.MkdirAll(app, 0o700); err == nil {
 		var f *os.File
-		if f, err = root.OpenFile(filepath.Join(app, part), os.O_CREATE, 0o600); err == nil {
+		if f, err = root.OpenFile(filepath.Join(app, part), os.O_CREATE|unix.O_NONBLOCK, 0o600); err == nil {
 			err = f.Close()
 		}
 	}

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -70,6 +71,7 @@ func TestKVMInside(t *testing.T) {
 	})
 	t.Run("output that others have", func(t *testing.T) { endsWithItsOutputHeld(t, n, p) })
 	t.Run("who does not know the key", func(t *testing.T) { keepsStrangersOut(t, p) })
+	t.Run("many files", func(t *testing.T) { walksManyFiles(t, n, p) })
 	t.Run("holder", func(t *testing.T) { holderHasNothing(t, n, p) })
 	t.Run("restricted, and its debugger", func(t *testing.T) { restrictedInKVM(t, n, p) })
 	t.Run("refused", func(t *testing.T) {
@@ -126,6 +128,51 @@ func endsWithItsOutputHeld(t *testing.T, n *node.Node, p *pod.Pod) {
 
 // keepsStrangersOut: any process of the host can connect to a machine, and who does not know its
 // key is not answered.
+// walksManyFiles: what the host keeps for files that the machine remembers is bounded, and
+// not by a descriptor for each.
+func walksManyFiles(t *testing.T, n *node.Node, p *pod.Pod) {
+	const dirs, files = 40, 1000
+	dir, err := os.MkdirTemp("/var/tmp", "many")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	sh(t, fmt.Sprintf("cd %s && chmod 755 . && for d in $(seq %d); do mkdir $d && (cd $d && touch $(seq %d)); done", dir, dirs, files))
+	a := newApp(t, n, p, command("sleep", "1000"), with(func(s *engine.AppSpec) {
+		s.Mounts = append(s.Mounts, pod.Mount{Path: "/many", HostPath: dir})
+	}))
+	start(t, n, a)
+	server := "gantry-files-" + string(p.ID) + ".service"
+	group := "/sys/fs/cgroup" + strings.TrimSpace(sh(t, "systemctl show -P ControlGroup "+server))
+	anon := func() uint64 {
+		var n uint64
+		if _, err := fmt.Sscan(sh(t, "grep '^anon ' "+group+"/memory.stat | cut -d' ' -f2"), &n); err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+	before := anon()
+	out, _ := execIn(t, n, a, pod.Process{Argv: []string{"sh", "-c", "find /many -type f | wc -l"}}, "")
+	sameText(t, out, fmt.Sprintf("%d\n", dirs*files))
+	if fds := strings.TrimSpace(sh(t, "for p in $(cat "+group+"/cgroup.procs); do ls /proc/$p/fd; done | wc -l")); len(fds) > 3 {
+		t.Errorf("the file server has %s files open", fds)
+	}
+	remembered := func() uint64 {
+		out, _ := execIn(t, n, a, pod.Process{Argv: []string{"cut", "-f1", "/proc/sys/fs/inode-nr"}}, "")
+		var n uint64
+		if _, err := fmt.Sscan(out, &n); err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+	for deadline := time.Now().Add(patience(10 * time.Second)); remembered() > 30000; <-time.After(200 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the machine remembers %d files", remembered())
+		}
+	}
+	t.Logf("the file server took %d KiB for them", (anon()-before)>>10)
+}
+
 func keepsStrangersOut(t *testing.T, p *pod.Pod) {
 	t.Helper()
 	dir := filepath.Join(node.Root, "pods", string(p.ID))

@@ -178,18 +178,23 @@ exit 1
 		n := withMachines(t, func(*node.Machines) {}, func(o *node.Options) { o.NetworkBinDirs = []string{dir, "/opt/cni/bin"} })
 		refuses(t, n, pod.ErrUnavailable, []string{"create pod: network", "no network today"})
 	})
-	t.Run("two interfaces", func(t *testing.T) {
-		dir := t.TempDir()
-		plugin := `#!/bin/sh
-test "$CNI_COMMAND" != ADD || nsenter --net="$CNI_NETNS" sh -c 'ip link add net1 type dummy && ip addr add 192.0.2.9/24 dev net1' >&2
+	for name, c := range map[string]struct{ does, says string }{
+		"two interfaces": {"ip link add net1 type dummy && ip addr add 192.0.2.9/24 dev net1", "interface net1 beside eth0: not supported in a machine"},
+		"rules":          {"ip rule add from 192.0.2.9 table 100", "rule of routing to table 100: not supported in a machine"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			plugin := `#!/bin/sh
+test "$CNI_COMMAND" != ADD || nsenter --net="$CNI_NETNS" sh -c '` + c.does + `' >&2
 exec /opt/cni/bin/bridge
 `
-		if err := os.WriteFile(filepath.Join(dir, "bridge"), []byte(plugin), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		n := withMachines(t, func(*node.Machines) {}, func(o *node.Options) { o.NetworkBinDirs = []string{dir, "/opt/cni/bin"} })
-		refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", "interface net1 beside eth0: not supported in a machine"})
-	})
+			if err := os.WriteFile(filepath.Join(dir, "bridge"), []byte(plugin), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			n := withMachines(t, func(*node.Machines) {}, func(o *node.Options) { o.NetworkBinDirs = []string{dir, "/opt/cni/bin"} })
+			refuses(t, n, pod.ErrUnavailable, []string{"boot the machine", c.says})
+		})
+	}
 	t.Run("mute", func(t *testing.T) {
 		n := withMachines(t, func(m *node.Machines) { m.BootSeconds = 20 })
 		dir := t.TempDir()

@@ -25,7 +25,8 @@ func Checks(x *External) []contract.Check {
 		{Name: "an unknown verb is refused", Run: own(x.refusesVerb)},
 		{Name: "no secret is an argument", Run: own(x.noSecretArguments)},
 	}
-	return append(checks, contract.Checks(x, x.suit)...)
+	forget := contract.Check{Name: "cleanup of an app that left nothing", Run: x.forgetsTwice}
+	return append(append(checks, contract.Checks(x, x.suit)...), forget)
 }
 
 // suit makes a pod such as the isolator takes.
@@ -33,6 +34,16 @@ func (x *External) suit(in *isolator.App) {
 	if !x.Features().PodNetwork {
 		in.Pod.Namespaces.Network, in.App.Namespaces.Network = pod.NamespaceNode, pod.NamespaceNode
 	}
+}
+
+// forgetsTwice: cleanup of an app has no pod. While it fails nobody can remove the app.
+func (x *External) forgetsTwice(ctx context.Context) error {
+	for range 2 {
+		if err := x.Forget(ctx, contract.Input(x).App.ID); err != nil {
+			return fmt.Errorf("cleanup of an app, without a pod: %w", err)
+		}
+	}
+	return nil
 }
 
 // refusesVersion: a later Gantry may mean something else by the same words.

@@ -143,7 +143,7 @@ type features struct {
 }
 
 var isolations = map[string]isolator.Isolation{
-	"none": isolator.IsolationNone, "namespaces": isolator.IsolationNamespaces, "machine": isolator.IsolationMachine,
+	"none": isolator.IsolationNone, "namespaces": isolator.IsolationNamespaces, "kernel": isolator.IsolationKernel, "machine": isolator.IsolationMachine,
 }
 
 func (f *features) domain() isolator.Features {

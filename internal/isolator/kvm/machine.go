@@ -122,7 +122,7 @@ func (k *KVM) down(in isolator.Sandbox, stage string) unit.Command {
 
 // server shares files of the host with the machine, and nothing that is not in the share.
 func (k *KVM) server(in isolator.Sandbox) unit.Unit {
-	serve := k.run("files", in.Dir.Pod, k.cfg.FileServer, "--shared-dir="+share(in.Dir), "--announce-submounts", "--xattr", "--xattrmap="+attributes, "--cache=auto", "--sandbox=namespace", "--log-level=warn")
+	serve := k.run("files", in.Dir.Pod, k.cfg.FileServer, "--shared-dir="+share(in.Dir), "--announce-submounts", "--xattr", "--xattrmap="+attributes, "--cache=auto", "--inode-file-handles=prefer", "--sandbox=namespace", "--log-level=warn")
 	return unit.Unit{Name: unit.FileServer(string(in.Pod.ID)), Properties: append(common(in, "Files"),
 		unit.Property{Name: "After", Value: unit.Strings{unit.Pod(string(in.Pod.ID))}},
 		unit.Property{Name: "Type", Value: unit.String("notify")},

@@ -55,7 +55,7 @@ func dialects() map[string]dialect {
 	most.UserNamespaces = false
 	// gVisor has a kernel of its own: it shares nothing with the host but files and packets.
 	least := isolator.Features{
-		Isolation: isolator.IsolationNamespaces, PodNetwork: true, ImageVolumes: true, MountOptions: true, TTY: true,
+		Isolation: isolator.IsolationKernel, PodNetwork: true, ImageVolumes: true, MountOptions: true, TTY: true,
 	}
 	return map[string]dialect{
 		kindCrun: {

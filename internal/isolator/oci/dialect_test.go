@@ -83,6 +83,21 @@ func TestKindsAreOneList(t *testing.T) {
 	}
 }
 
+// TestKindsIsolate: a pod of one with a kernel of its own may not become one of the host's by
+// a word.
+func TestKindsIsolate(t *testing.T) {
+	t.Parallel()
+	for kind, d := range dialects() {
+		want := isolator.IsolationNamespaces
+		if d.kernel {
+			want = isolator.IsolationKernel
+		}
+		if got := d.features.Isolation; got != want {
+			t.Errorf("%s: %v, want %v", kind, got, want)
+		}
+	}
+}
+
 // TestRuncIsNotCheckpointed: its checkpoints take cgroups that are its own.
 func TestRuncIsNotCheckpointed(t *testing.T) {
 	t.Parallel()
