@@ -455,8 +455,8 @@ func (f *fakeEngine) CheckpointApp(context.Context, pod.ID, string, time.Duratio
 }
 func (f *fakeEngine) MeasureLayers([]pod.AppStatus) {}
 
-func (f *fakeEngine) LayersUsed() (bytes, inodes uint64) { return 0, 0 }
-func (f *fakeEngine) Changed() <-chan struct{}           { return nil }
+func (f *fakeEngine) LayersUsed(context.Context) (bytes, inodes uint64) { return 0, 0 }
+func (f *fakeEngine) Changed() <-chan struct{}                          { return nil }
 func (f *fakeEngine) AppMetrics(context.Context, pod.ID) (engine.Metrics, error) {
 	return engine.Metrics{}, pod.ErrUnsupported
 }

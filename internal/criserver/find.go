@@ -3,6 +3,7 @@ package criserver
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"gantry/internal/engine"
 	"gantry/internal/pod"
@@ -11,9 +12,12 @@ import (
 // Pods of other owners do not exist for kubelet: it would kill them. Asking for
 // one by its ID finds nothing; an attempt to change one says whose it is.
 
-// pods lists what the CRI may see.
+// pods lists what the CRI may see. A pod that is being made is not among them: to kubelet
+// one without an address has failed, and instead of asking for it again, which joins the
+// call under way, it would end it and want another.
 func (s *Server) pods() ([]pod.PodStatus, error) {
-	return s.cfg.Engine.Pods(engine.Filter{Owner: pod.OwnerCRI})
+	all, err := s.cfg.Engine.Pods(engine.Filter{Owner: pod.OwnerCRI})
+	return slices.DeleteFunc(all, func(p pod.PodStatus) bool { return p.Making }), err
 }
 
 // findPod looks a pod up by its ID, or by as much of it as is unique.

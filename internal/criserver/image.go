@@ -132,7 +132,7 @@ func (s *imageService) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImag
 
 // ImageFsInfo tells of the one file system that holds images and writable layers: what the
 // ones take of it, and the others when they were last looked at.
-func (s *imageService) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	info, err := s.cfg.Images.Info()
 	if err != nil {
 		return nil, err
@@ -145,7 +145,7 @@ func (s *imageService) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoReque
 	}
 	return &runtimeapi.ImageFsInfoResponse{
 		ImageFilesystems:     used(info.UsedBytes, info.Inodes),
-		ContainerFilesystems: used(s.cfg.Engine.LayersUsed()),
+		ContainerFilesystems: used(s.cfg.Engine.LayersUsed(ctx)),
 	}, nil
 }
 

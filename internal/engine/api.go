@@ -117,7 +117,7 @@ type API interface {
 
 	MeasureLayers(apps []pod.AppStatus)
 	// LayersUsed is what all writable layers held when they were looked at last.
-	LayersUsed() (bytes, inodes uint64)
+	LayersUsed(ctx context.Context) (bytes, inodes uint64)
 	AppStats(ctx context.Context, id pod.ID) (Stats, error)
 	PodStats(ctx context.Context, id pod.ID) (PodStats, error)
 	AppMetrics(ctx context.Context, id pod.ID) (Metrics, error)

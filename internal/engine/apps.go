@@ -49,6 +49,9 @@ func (e *Engine) createApp(ctx context.Context, podID pod.ID, spec AppSpec) (pod
 			return "", fmt.Errorf("app %s of pod %s is %s: %w", a.Name, podID, a.Phase, pod.ErrExists)
 		}
 	}
+	if !s.Ready {
+		return "", fmt.Errorf("create app %s: pod %s is not ready: %w", spec.Name, podID, pod.ErrState)
+	}
 	began := time.Now()
 	app, secret, err := e.resolve(ctx, s.Pod, spec)
 	if err == nil && app.Namespaces.PID == pod.NamespaceTarget {

@@ -228,8 +228,7 @@ func (c *checkpoint) archive(ctx context.Context, to string) error {
 	if err != nil {
 		return err
 	}
-	tmp := to + "." + string(pod.NewID())
-	out, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	out, publish, err := openArchive(to)
 	if err != nil {
 		return err
 	}
@@ -246,12 +245,37 @@ func (c *checkpoint) archive(ctx context.Context, to string) error {
 	if err == nil {
 		err = out.Sync()
 	}
-	err = errors.Join(err, out.Close())
-	if err == nil {
-		err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", to, errors.Join(err, os.Remove(tmp)))
+	if err = errors.Join(publish(err), out.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", to, err)
 	}
 	return disk.SyncDir(filepath.Dir(to))
+}
+
+// openArchive opens a new file, and gives it its name, or none if there was an error. It has
+// no name before: of a program that is killed over it nothing is left. Not every file system
+// has files without names.
+func openArchive(to string) (out *os.File, publish func(error) error, err error) {
+	fd, err := unix.Open(filepath.Dir(to), unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		return os.NewFile(uintptr(fd), to), func(err error) error {
+			if err != nil {
+				return err
+			}
+			return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, to, unix.AT_SYMLINK_FOLLOW)
+		}, nil
+	}
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
+		return nil, nil, fmt.Errorf("make a file in %s: %w", filepath.Dir(to), err)
+	}
+	tmp := to + "." + string(pod.NewID())
+	out, err = os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	return out, func(err error) error {
+		if err == nil {
+			err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		}
+		if err != nil {
+			err = errors.Join(err, os.Remove(tmp))
+		}
+		return err
+	}, err
 }

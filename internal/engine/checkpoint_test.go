@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -109,5 +110,32 @@ func TestCheckpointRefused(t *testing.T) {
 	left, err := os.ReadDir(w.store.Prepare())
 	if err != nil || len(left) != 0 || disk.Exists(to) {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// TestArchiveHasNoNameBefore: whoever is killed over an archive leaves nothing, and one that is
+// there stays as it is.
+func TestArchiveHasNoNameBefore(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	to := filepath.Join(dir, "c.tar")
+	for i, c := range []struct{ err, want error }{{errors.New("cut off"), nil}, {nil, nil}, {nil, os.ErrExist}} {
+		out, publish, err := openArchive(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(out, "try %d", i); err != nil {
+			t.Error(err)
+		}
+		if files, err := os.ReadDir(dir); err != nil || len(files) > 1 || len(files) == 1 && files[0].Name() != "c.tar" {
+			t.Errorf("before it is published there are %v, %v", files, err)
+		}
+		if err := publish(c.err); c.err == nil && !errors.Is(err, c.want) || c.err != nil && err == nil {
+			t.Errorf("try %d: %v", i, err)
+		}
+		out.Close()
+	}
+	if got, err := os.ReadFile(to); string(got) != "try 1" || err != nil {
+		t.Errorf("the archive is %q, %v", got, err)
 	}
 }

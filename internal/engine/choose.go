@@ -102,7 +102,11 @@ func (e *Engine) named(name, by string) (isolator.Isolator, error) {
 	}
 	chosen, ok := e.iso[name]
 	if !ok {
-		return nil, fmt.Errorf("isolator %q (%s): %w; this node has %s", name, by, pod.ErrNotFound, strings.Join(e.isolatorNames(), ", "))
+		kind := pod.ErrNotFound
+		if strings.HasPrefix(by, byAnnotation) { // the pod has a wrong value, like any other
+			kind = pod.ErrInvalid
+		}
+		return nil, fmt.Errorf("isolator %q (%s): %w; this node has %s", name, by, kind, strings.Join(e.isolatorNames(), ", "))
 	}
 	err := usable(chosen)
 	if c, ok := chosen.(conditional); ok && err == nil {
@@ -157,16 +161,18 @@ func (e *Engine) shareHost(p *pod.Pod, n *pod.Namespaces) {
 	}
 }
 
+const byAnnotation = "by annotation "
+
 // askedIsolator is what a pod asks for, and where it does; "" if it does not.
 func askedIsolator(p *pod.Pod) (name, by string) {
 	if p.Handler != "" {
 		return p.Handler, "by its handler"
 	}
 	if name := p.Annotations[annotationIsolator]; name != "" {
-		return name, "by annotation " + annotationIsolator
+		return name, byAnnotation + annotationIsolator
 	}
 	if name := p.Annotations[annotationStage1]; name != "" {
-		return ofStage1(name), "by annotation " + annotationStage1
+		return ofStage1(name), byAnnotation + annotationStage1
 	}
 	return "", ""
 }

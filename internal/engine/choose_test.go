@@ -63,8 +63,16 @@ func TestChoosePrecedence(t *testing.T) {
 			t.Errorf("%s: got %v, %v, want %s", name, got, err, c.want)
 		}
 	}
-	for _, p := range []pod.Pod{{Handler: "none"}, {Annotations: map[string]string{annotationIsolator: "none"}}, {Annotations: map[string]string{annotationStage1: "stage1-"}}} {
-		if _, err := e.choose(&p); !errors.Is(err, pod.ErrNotFound) || !strings.Contains(err.Error(), "fly, kvm, oci, thin") {
+	for _, c := range []struct {
+		p    pod.Pod
+		kind error
+	}{
+		{pod.Pod{Handler: "none"}, pod.ErrNotFound},
+		{pod.Pod{Annotations: map[string]string{annotationIsolator: "none"}}, pod.ErrInvalid},
+		{pod.Pod{Annotations: map[string]string{annotationStage1: "stage1-"}}, pod.ErrInvalid},
+	} {
+		p := c.p
+		if _, err := e.choose(&p); !errors.Is(err, c.kind) || !strings.Contains(err.Error(), "fly, kvm, oci, thin") {
 			t.Errorf("%+v: %v", p, err)
 		}
 	}

@@ -47,6 +47,7 @@ func (e *Engine) readForeign() error {
 		default:
 			e.dropLocked(id)
 			e.view.entries[id] = t
+			delete(e.view.unread, id)
 			if t.hidden != nil {
 				e.view.unread[id] = t.hidden
 			}

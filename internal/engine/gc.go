@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gantry/internal/disk"
 	"gantry/internal/image"
 	"gantry/internal/namespace"
@@ -213,8 +215,14 @@ func (g *gc) knownApp(id pod.ID) bool {
 		}
 	}
 	// Made since? Look at the disk, whatever pod it is in.
-	found, err := filepath.Glob(filepath.Join(g.e.store.Pods(), "*", "apps", string(id)))
-	return err != nil || len(found) > 0
+	pods, err := os.ReadDir(g.e.store.Pods())
+	if err != nil {
+		return true // what cannot be read is kept
+	}
+	return slices.ContainsFunc(pods, func(p fs.DirEntry) bool {
+		_, err := os.Lstat(g.e.store.App(pod.ID(p.Name()), id))
+		return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR)
+	})
 }
 
 func (g *gc) orphanUnits(ctx context.Context) error {

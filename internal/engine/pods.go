@@ -63,6 +63,10 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 	if err != nil {
 		return "", fmt.Errorf("create pod %s: %w (after %s)", p.Name, err, round(time.Since(began)))
 	}
+	// It is on disk long before it is ready, and those who list pods must not take it for one
+	// that has failed.
+	e.setMaking(p.ID, true)
+	defer e.setMaking(p.ID, false)
 	m := &making{e: e, p: &p, plan: plan}
 	if err := e.run(ctx, m.operation()); err != nil {
 		return "", err

@@ -48,12 +48,32 @@ func (e *Engine) startApp(ctx context.Context, id pod.ID) error {
 	if started(s, id) {
 		return nil // by a call whose caller did not live to hear of it
 	}
-	if err := e.mayStart(s, id); err != nil {
-		return err
+	if err = e.mayStart(s, id); err == nil {
+		st := &starting{e: e, p: s.Pod, a: app}
+		err = e.run(ctx, st.operation())
 	}
-	st := &starting{e: e, p: s.Pod, a: app}
-	err = e.run(ctx, st.operation())
+	if err != nil && s.Owner == pod.OwnerCRI {
+		err = also(err, e.neverStarted(context.WithoutCancel(ctx), app, err))
+	}
 	return also(err, e.reloadApp(s.ID, id, err == nil))
+}
+
+// neverStarted records that an app's start failed before it had a process. Kubelet starts
+// none twice: without an end it would make another at once, again and again, whatever the
+// pod's restart policy says.
+func (e *Engine) neverStarted(ctx context.Context, a pod.AppStatus, why error) error {
+	rec, err := e.store.ReadApp(a.Pod, a.ID)
+	if err != nil || rec.Run != nil || rec.Exit != nil {
+		return ignore(err, pod.ErrNotFound)
+	}
+	ctx, cancel := context.WithTimeout(ctx, undoTime)
+	defer cancel()
+	if s, err := e.briefState(ctx, unit.App(string(a.ID))); err != nil || s.Loaded() {
+		return nil // it may be on its way
+	}
+	return e.store.WriteExit(a.App, &pod.Exit{
+		Code: pod.ExitCodeStartError, Reason: pod.ReasonStartError, Message: why.Error(), Finished: time.Now(), BootID: e.bootID,
+	})
 }
 
 func started(s pod.PodStatus, id pod.ID) bool {

@@ -40,8 +40,26 @@ func (e *Engine) AppStats(ctx context.Context, id pod.ID) (Stats, error) {
 	return s, nil
 }
 
-// LayersUsed sums up what was seen in the writable layers of apps.
-func (e *Engine) LayersUsed() (bytes, inodes uint64) { return e.usage.sum() }
+// LayersUsed sums up what writable layers held when they were looked at last: those of all
+// apps on this host, ended ones too. The first time it waits a little for the looks.
+func (e *Engine) LayersUsed(ctx context.Context) (bytes, inodes uint64) {
+	var apps []pod.AppStatus
+	e.view.mu.RLock()
+	for _, t := range e.view.entries {
+		for _, a := range t.apps {
+			apps = append(apps, a.observe(e.bootID))
+		}
+	}
+	e.view.mu.RUnlock()
+	layers := map[pod.ID]layer{}
+	for _, a := range apps {
+		// What a machine's app wrote goes with it, and only the machine can tell.
+		if l := e.layer(a); !l.remote || a.Phase == pod.Running {
+			layers[a.ID] = l
+		}
+	}
+	return e.usage.all(ctx, layers)
+}
 
 // MeasureLayers begins to look at what the writable layers of apps hold, at all of
 // them, and to ask machines for their numbers: what is asked for one by one then waits for

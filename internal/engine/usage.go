@@ -132,14 +132,28 @@ func (u *usage) ended(id pod.ID, l *look) {
 	close(l.done)
 }
 
-// sum is what was found in all layers that somebody asks about.
-func (u *usage) sum() (bytes, inodes uint64) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for _, k := range u.known {
-		if time.Since(k.asked) < usageForget {
-			bytes, inodes = bytes+k.bytes, inodes+k.inodes
+// all is what is in several layers. Those that nobody has looked at are waited for as one
+// is, all together.
+func (u *usage) all(ctx context.Context, layers map[pod.ID]layer) (bytes, inodes uint64) {
+	ctx, cancel := context.WithTimeout(ctx, usageWait)
+	defer cancel()
+	first := map[pod.ID]*look{}
+	for id, in := range layers {
+		if _, seen := u.last(id); !seen {
+			first[id] = u.look(id, in)
+		} else {
+			u.begin(id, in)
 		}
+	}
+	for _, l := range first {
+		select {
+		case <-l.done:
+		case <-ctx.Done():
+		}
+	}
+	for id := range layers {
+		k, _ := u.last(id)
+		bytes, inodes = bytes+k.bytes, inodes+k.inodes
 	}
 	return bytes, inodes
 }

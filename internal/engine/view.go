@@ -37,6 +37,8 @@ type view struct {
 	// unread are pods whose records are damaged, and why: they, or apps of them, are in
 	// no list, but they are not gone either.
 	unread map[pod.ID]error
+	// making are pods that this program makes: they are on disk, and not yet what they will be.
+	making map[pod.ID]bool
 	// changed is closed when something of the above changes; nil if nobody waits.
 	changed chan struct{}
 }
@@ -93,6 +95,26 @@ func (t *entry) status(bootID string) pod.PodStatus {
 	return s
 }
 
+// statusLocked is a pod as it is seen now.
+func (e *Engine) statusLocked(t *entry) pod.PodStatus {
+	s := t.status(e.bootID)
+	s.Making = e.view.making[t.pod.ID]
+	return s
+}
+
+// setMaking notes that a pod is being made, or no more.
+func (e *Engine) setMaking(id pod.ID, making bool) {
+	defer e.view.write()()
+	if !making {
+		delete(e.view.making, id)
+		return
+	}
+	if e.view.making == nil {
+		e.view.making = map[pod.ID]bool{}
+	}
+	e.view.making[id] = true
+}
+
 func (a *appEntry) observe(bootID string) pod.AppStatus {
 	return pod.Observe(pod.AppFacts{
 		App: a.App, Run: a.Run, Exit: a.Exit, Updated: a.Updated, Unit: a.unit, BootID: bootID,
@@ -125,7 +147,7 @@ func (e *Engine) Pods(f Filter) ([]pod.PodStatus, error) {
 	var out []pod.PodStatus
 	for _, t := range e.view.entries {
 		if f.matches(t.pod) {
-			out = append(out, t.status(e.bootID))
+			out = append(out, e.statusLocked(t))
 		}
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Created.Before(out[j].Created) })
@@ -152,7 +174,7 @@ func (e *Engine) Pod(id pod.ID) (pod.PodStatus, error) {
 	e.view.mu.RLock()
 	defer e.view.mu.RUnlock()
 	if t, ok := e.view.entries[id]; ok {
-		return t.status(e.bootID), nil
+		return e.statusLocked(t), nil
 	}
 	if err := e.view.unread[id]; err != nil {
 		return pod.PodStatus{}, fmt.Errorf("pod %s is there, but: %w: %w", id, pod.ErrUnavailable, unkind(err))

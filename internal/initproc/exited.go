@@ -23,9 +23,6 @@ import (
 // log. A daemon that inherited the app's stdout must not hold the exit for ever.
 const drainTime = 2 * time.Second
 
-// exitStartError is the exit code of an app that could not be started.
-const exitStartError = 128
-
 // exited runs when systemd has seen the end of an app. It may be killed at any
 // moment (it runs in the app's cgroup) and is run twice: every step does nothing
 // if it is done already. The record comes first, since nothing else can tell.
@@ -193,7 +190,7 @@ func reason(e pod.Exit, f facts) string {
 }
 
 func notStarted(f facts) pod.Exit {
-	e := pod.Exit{Code: exitStartError, Reason: pod.ReasonStartError, Message: f.startError}
+	e := pod.Exit{Code: pod.ExitCodeStartError, Reason: pod.ReasonStartError, Message: f.startError}
 	if f.run != nil {
 		e.Started = f.run.Started
 	}

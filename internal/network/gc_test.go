@@ -115,6 +115,23 @@ func TestGCGoesOn(t *testing.T) {
 	}
 }
 
+// TestGCWithAnUnreadableLease: what is not named as valid the plugins would take away.
+func TestGCWithAnUnreadableLease(t *testing.T) {
+	b := newBed(t, time.Minute)
+	b.confFile("10-net.conflist", strings.Replace(twoPlugins, "1.0.0", "1.1.0", 1))
+	for _, p := range []string{"a", "b"} {
+		b.script(p, networktest.Script{Versions: []string{"1.1.0"}})
+	}
+	b.lease("net", "10.88.0.9", "0123456789abcdef")
+	if err := os.Mkdir(filepath.Join(b.leaseDir, "net", "10.88.0.10"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, b.GC(t.Context(), nil), nil, "10.88.0.10")
+	if log := b.sequence(); strings.Contains(log, "GC") {
+		t.Errorf("calls: %s", log)
+	}
+}
+
 // TestGCByPlugins: they are told of every attachment that is valid, those of
 // others too.
 func TestGCByPlugins(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"golang.org/x/sys/unix"
 
 	"gantry/internal/pod"
 )
@@ -70,47 +71,56 @@ func (n *Network) knownLists(ctx context.Context, ids []pod.ID) []*libcni.Networ
 	return lists
 }
 
-func leases(dirs []string) []lease {
-	var all []lease
-	for _, d := range dirs {
-		networks, err := os.ReadDir(d)
-		if err != nil {
-			continue
+// leases are all that can be read; the error tells of the others.
+func leases(dirs []string) (all []lease, err error) {
+	var errs []error
+	list := func(dir string) []os.DirEntry {
+		found, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			errs = append(errs, fmt.Errorf("read leases: %w", err))
 		}
-		for _, net := range networks {
-			files, err := os.ReadDir(filepath.Join(d, net.Name()))
-			if err != nil {
-				continue
-			}
-			for _, f := range files {
+		return found
+	}
+	for _, d := range dirs {
+		for _, net := range list(d) {
+			for _, f := range list(filepath.Join(d, net.Name())) {
 				l := lease{dir: d, network: net.Name(), addr: f.Name()}
-				if l.read() {
+				found, err := l.read()
+				if err != nil {
+					errs = append(errs, err)
+				}
+				if found {
 					all = append(all, l)
 				}
 			}
 		}
 	}
-	return all
+	return all, errors.Join(errs...)
 }
 
-func (l *lease) read() bool {
+// read tells whether it is a lease, and reads it.
+func (l *lease) read() (bool, error) {
 	if _, err := netip.ParseAddr(l.addr); err != nil {
-		return false // last_reserved_ip.0, lock
+		return false, nil // last_reserved_ip.0, lock
 	}
 	data, err := readRegular(l.path())
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
-		return false
+		return false, fmt.Errorf("read lease %s: %w", l.path(), err)
 	}
 	id, ifname, _ := strings.Cut(strings.TrimSpace(string(data)), "\n")
 	l.id, l.ifname = strings.TrimSpace(id), strings.TrimSpace(ifname)
-	return l.id != ""
+	return l.id != "", nil
 }
 
 // gcLeases releases leases of pods of ours that are left over.
 func (n *Network) gcLeases(ctx context.Context, dirs []string, left func(pod.ID) bool) error {
-	var errs []error
+	all, err := leases(dirs)
+	errs := []error{err}
 	done := map[string]bool{}
-	for _, l := range leases(dirs) {
+	for _, l := range all {
 		id, err := pod.ParseID(l.id)
 		if err != nil || !left(id) || ctx.Err() != nil {
 			continue
@@ -124,7 +134,10 @@ func (n *Network) gcLeases(ctx context.Context, dirs []string, left func(pod.ID)
 			}
 		}
 		// The network of now may be another one, or keep its leases elsewhere.
-		if again := l; again.read() && again.id == l.id {
+		again := l
+		if there, err := again.read(); err != nil {
+			errs = append(errs, err)
+		} else if there && again.id == l.id {
 			errs = append(errs, n.releaseLease(ctx, l))
 		}
 	}

@@ -79,8 +79,12 @@ func (n *Network) addressesOf(list *libcni.NetworkConfigList, rec record, prev t
 			return r.IPs
 		}
 	}
+	all, err := leases(leaseDirs(n.leaseDir, list))
+	if err != nil {
+		n.log.Warn("not all addresses of a pod may be known", "pod", rec.Pod, "err", err)
+	}
 	var addrs []string
-	for _, l := range leases(leaseDirs(n.leaseDir, list)) {
+	for _, l := range all {
 		if l.network == list.Name && l.id == string(rec.Pod) {
 			addrs = append(addrs, l.addr)
 		}

@@ -5,6 +5,9 @@ import "time"
 // ExitCodeUnknown is reported for an app of which nobody saw the end.
 const ExitCodeUnknown = 255
 
+// ExitCodeStartError is that of an app that could not be started.
+const ExitCodeStartError = 128
+
 // Observe tells an app's phase. It is a pure function: the order of the cases is
 // the order in which the sources are believed.
 //

@@ -95,6 +95,8 @@ type PodStatus struct {
 	*Pod
 	// Ready: its namespaces, network and unit are there.
 	Ready bool
-	IPs   []string
-	Apps  []AppStatus
+	// Making: the program that is asked makes it just now, or takes back what it made.
+	Making bool
+	IPs    []string
+	Apps   []AppStatus
 }

@@ -113,7 +113,10 @@ func aimAtServer(t *testing.T) func(point string) {
 		t.Helper()
 		text := ""
 		if point != "" {
-			text = fmt.Sprintf("GANTRY_FAILPOINTS=\"%s=kill\"\n", point)
+			if !strings.Contains(point, "=") {
+				point += "=kill"
+			}
+			text = fmt.Sprintf("GANTRY_FAILPOINTS=%q\n", point)
 		}
 		if err := os.WriteFile(variables, []byte(text), 0o644); err != nil {
 			t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -92,6 +93,59 @@ func TestIdempotence(t *testing.T) {
 	}
 	if _, err := e.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: nobody, Cmd: []string{"true"}}); status.Code(err) != codes.NotFound {
 		t.Errorf("exec in nothing: %v", err)
+	}
+}
+
+// TestSandboxInTheMaking: until a sandbox is ready nobody sees it: a kubelet that gave up on it,
+// or was started again, would take it for one that has failed. It asks again, and gets it.
+func TestSandboxInTheMaking(t *testing.T) {
+	guard(t)
+	needsGantry(t)
+	e := dial(t)
+	e.pull(t, busybox)
+	aim := aimAtServer(t)
+	aim("create pod/network/after=sleep 20s")
+	config := e.podConfig(t, "making")
+	impatient, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if _, err := e.RunPodSandbox(impatient, &cri.RunPodSandboxRequest{Config: config}, grpc.WaitForReady(true)); status.Code(err) != codes.DeadlineExceeded {
+		t.Fatalf("a request without patience: %v", err)
+	}
+	if n := sh(t, "ls /var/lib/gantry/pods | wc -l"); n != "1" {
+		t.Errorf("%s pods are on disk while one is made", n)
+	}
+	type made struct {
+		id  string
+		err error
+	}
+	done := make(chan made, 1)
+	go func() {
+		resp, err := e.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: config})
+		done <- made{resp.GetPodSandboxId(), err}
+	}()
+	for looks := 0; ; looks++ {
+		list, err := e.ListPodSandbox(t.Context(), &cri.ListPodSandboxRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range list.Items {
+			if s.Metadata.Uid == config.Metadata.Uid && s.State != cri.PodSandboxState_SANDBOX_READY {
+				t.Errorf("look %d: it is listed as %s", looks, s.State)
+			}
+		}
+		select {
+		case m := <-done:
+			if m.err != nil || looks == 0 {
+				t.Fatalf("after %d looks: %v", looks, m.err)
+			}
+			p := pod{e, m.id, config}
+			t.Cleanup(func() { p.remove(t) })
+			if got, err := e.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: m.id}); err != nil || got.Status.Network.GetIp() == "" {
+				t.Errorf("once it is made: %v, %v", got, err)
+			}
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 }
 

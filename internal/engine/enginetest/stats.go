@@ -12,7 +12,7 @@ import (
 func (f *Fake) MeasureLayers([]pod.AppStatus) {}
 
 // LayersUsed is what the apps of a fake have written.
-func (f *Fake) LayersUsed() (bytes, inodes uint64) { return 20, 4 }
+func (f *Fake) LayersUsed(context.Context) (bytes, inodes uint64) { return 20, 4 }
 
 // AppMetrics implements engine.API.
 func (f *Fake) AppMetrics(ctx context.Context, id pod.ID) (engine.Metrics, error) {
