@@ -269,6 +269,10 @@ type joined struct {
 	err  error
 	id   pod.ID
 	at   position
+	// waiting is how many callers do. left: the last one went away before its time was over,
+	// and will hardly ask again.
+	waiting int
+	left    bool
 }
 
 // do runs f once for all who ask for the same key at the same time. A caller whose
@@ -293,13 +297,34 @@ func (j *joins) do(ctx context.Context, key string, f func(context.Context) (pod
 			close(c.done)
 		}()
 	}
+	c.waiting, c.left = c.waiting+1, false
 	j.mu.Unlock()
 	select {
 	case <-c.done:
 		return c.id, c.err
 	case <-ctx.Done():
+		j.mu.Lock()
+		c.waiting--
+		c.left = c.waiting == 0 && !timeIsUp(ctx)
+		j.mu.Unlock()
 		return "", fmt.Errorf("%s: still under way%s, a retry joins it: %w", key, c.at.text(), ctx.Err())
 	}
+}
+
+// timeIsUp tells that who has cancelled a call did so for its deadline, which a client may
+// see a moment earlier than we do.
+func timeIsUp(ctx context.Context) bool {
+	const moment = time.Second
+	deadline, ok := ctx.Deadline()
+	return ok && time.Until(deadline) < moment
+}
+
+// wanted tells whether somebody waits for a call, or will ask again.
+func (j *joins) wanted(key string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	c, ok := j.calls[key]
+	return ok && !c.left
 }
 
 // noPanic makes an error of a panic: f runs in a goroutine of its own, where nothing

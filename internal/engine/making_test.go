@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"gantry/internal/isolator"
 	"gantry/internal/pod"
@@ -53,6 +54,76 @@ func TestPodInTheMaking(t *testing.T) {
 	}
 	if len(w.view.making) != 0 {
 		t.Errorf("still being made: %v", w.view.making)
+	}
+}
+
+// TestPodThatNobodyWants: who goes away over a pod that is being made can end it, or one who
+// comes after: a kubelet whose pod was deleted. Who only has no more time asks again.
+func TestPodThatNobodyWants(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		limit  time.Duration
+		hidden bool
+	}{"gone": {time.Hour, false}, "out of time": {10 * time.Millisecond, true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newLiveWorld(t)
+			w.load()
+			ctx, cancel := context.WithTimeout(t.Context(), c.limit)
+			defer cancel()
+			asked, left := make(chan error, 1), make(chan struct{})
+			looked := make(chan bool, 1)
+			w.cfg.Systemd = &seeing{w.manager, func(name string) {
+				id, ok := unit.PodID(name)
+				if !ok {
+					return
+				}
+				w.podMoved(t.Context(), pod.ID(id))
+				if !c.hidden {
+					cancel()
+				}
+				<-left
+				pods, err := w.Pods(Filter{Owner: pod.OwnerCRI})
+				looked <- err == nil && len(pods) == 1 && pods[0].Making
+			}}
+			go func() {
+				_, err := w.CreatePod(ctx, pod.Pod{
+					Owner: pod.OwnerCRI, Name: "proxy", UID: "1",
+					Namespaces: pod.Namespaces{Network: pod.NamespaceNode, PID: pod.NamespaceApp, IPC: pod.NamespaceNode},
+				})
+				asked <- err
+			}()
+			if err := <-asked; !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("it went away with %v", err)
+			}
+			close(left)
+			if hidden := <-looked; hidden != c.hidden {
+				t.Errorf("it is hidden: %t, want %t", hidden, c.hidden)
+			}
+		})
+	}
+}
+
+// TestEndIsLeftToWhoRecordsIt: an app whose start failed may be having its end recorded by a unit
+// that knows more.
+func TestEndIsLeftToWhoRecordsIt(t *testing.T) {
+	t.Parallel()
+	w := newLiveWorld(t)
+	a := w.app(w.pod())
+	w.start(unit.Exit(string(a.ID)))
+	w.load()
+	s, err := w.App(a.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []bool{false, true} {
+		if err := w.neverStarted(t.Context(), s, errors.New("no")); err != nil {
+			t.Error(err)
+		}
+		if rec, err := w.store.ReadApp(a.Pod, a.ID); err != nil || (rec.Exit != nil) != want {
+			t.Errorf("a record: %+v, want one: %t (%v)", rec.Exit, want, err)
+		}
+		w.stop(unit.Exit(string(a.ID)))
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 // CreatePod makes a pod and returns it ready. The same pod asked for again joins
 // the call under way, or returns the pod that is there.
 func (e *Engine) CreatePod(ctx context.Context, p pod.Pod) (*pod.Pod, error) {
-	key := fmt.Sprintf("create pod %s/%s/%s/%s#%d", p.Owner, p.Namespace, p.Name, p.UID, p.Attempt)
+	key := creationOf(&p)
 	id, err := e.joins.do(ctx, key, func(ctx context.Context) (pod.ID, error) {
 		ctx, cancel := context.WithTimeout(ctx, opTime)
 		defer cancel()
@@ -36,6 +36,11 @@ func (e *Engine) CreatePod(ctx context.Context, p pod.Pod) (*pod.Pod, error) {
 	}
 	s, err := e.Pod(id)
 	return s.Pod, err
+}
+
+// creationOf names the call that makes a pod.
+func creationOf(p *pod.Pod) string {
+	return fmt.Sprintf("create pod %s/%s/%s/%s#%d", p.Owner, p.Namespace, p.Name, p.UID, p.Attempt)
 }
 
 func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
@@ -64,9 +69,9 @@ func (e *Engine) createPod(ctx context.Context, p pod.Pod) (pod.ID, error) {
 		return "", fmt.Errorf("create pod %s: %w (after %s)", p.Name, err, round(time.Since(began)))
 	}
 	// It is on disk long before it is ready, and those who list pods must not take it for one
-	// that has failed.
-	e.setMaking(p.ID, true)
-	defer e.setMaking(p.ID, false)
+	// that has failed. Where nobody waits for it any more they may, and end it.
+	e.setMaking(p.ID, creationOf(&p))
+	defer e.setMaking(p.ID, "")
 	m := &making{e: e, p: &p, plan: plan}
 	if err := e.run(ctx, m.operation()); err != nil {
 		return "", err

@@ -68,8 +68,11 @@ func (e *Engine) neverStarted(ctx context.Context, a pod.AppStatus, why error) e
 	}
 	ctx, cancel := context.WithTimeout(ctx, undoTime)
 	defer cancel()
-	if s, err := e.briefState(ctx, unit.App(string(a.ID))); err != nil || s.Loaded() {
-		return nil // it may be on its way
+	units, err := e.cfg.Systemd.Units(ctx, unit.App(string(a.ID)), unit.Exit(string(a.ID)))
+	if err != nil || slices.ContainsFunc(units, func(s systemd.State) bool {
+		return s.Loaded() && (s.Name == unit.App(string(a.ID)) || s.Running() || s.Job)
+	}) {
+		return nil // it may be on its way, or its end is being recorded
 	}
 	return e.store.WriteExit(a.App, &pod.Exit{
 		Code: pod.ExitCodeStartError, Reason: pod.ReasonStartError, Message: why.Error(), Finished: time.Now(), BootID: e.bootID,

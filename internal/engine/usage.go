@@ -135,8 +135,6 @@ func (u *usage) ended(id pod.ID, l *look) {
 // all is what is in several layers. Those that nobody has looked at are waited for as one
 // is, all together.
 func (u *usage) all(ctx context.Context, layers map[pod.ID]layer) (bytes, inodes uint64) {
-	ctx, cancel := context.WithTimeout(ctx, usageWait)
-	defer cancel()
 	first := map[pod.ID]*look{}
 	for id, in := range layers {
 		if _, seen := u.last(id); !seen {
@@ -148,6 +146,7 @@ func (u *usage) all(ctx context.Context, layers map[pod.ID]layer) (bytes, inodes
 	for _, l := range first {
 		select {
 		case <-l.done:
+		case <-time.After(time.Until(l.begun.Add(usageWait))):
 		case <-ctx.Done():
 		}
 	}

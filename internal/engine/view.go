@@ -37,8 +37,9 @@ type view struct {
 	// unread are pods whose records are damaged, and why: they, or apps of them, are in
 	// no list, but they are not gone either.
 	unread map[pod.ID]error
-	// making are pods that this program makes: they are on disk, and not yet what they will be.
-	making map[pod.ID]bool
+	// making are pods that this program makes, and by which call: they are on disk, and not yet
+	// what they will be.
+	making map[pod.ID]string
 	// changed is closed when something of the above changes; nil if nobody waits.
 	changed chan struct{}
 }
@@ -98,21 +99,23 @@ func (t *entry) status(bootID string) pod.PodStatus {
 // statusLocked is a pod as it is seen now.
 func (e *Engine) statusLocked(t *entry) pod.PodStatus {
 	s := t.status(e.bootID)
-	s.Making = e.view.making[t.pod.ID]
+	if call, ok := e.view.making[t.pod.ID]; ok {
+		s.Making = e.joins.wanted(call)
+	}
 	return s
 }
 
-// setMaking notes that a pod is being made, or no more.
-func (e *Engine) setMaking(id pod.ID, making bool) {
+// setMaking notes that a pod is being made by a call, "" no more.
+func (e *Engine) setMaking(id pod.ID, call string) {
 	defer e.view.write()()
-	if !making {
+	if call == "" {
 		delete(e.view.making, id)
 		return
 	}
 	if e.view.making == nil {
-		e.view.making = map[pod.ID]bool{}
+		e.view.making = map[pod.ID]string{}
 	}
-	e.view.making[id] = true
+	e.view.making[id] = call
 }
 
 func (a *appEntry) observe(bootID string) pod.AppStatus {

@@ -1,6 +1,8 @@
 package guest
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -15,20 +17,24 @@ const (
 	// inodesOften is the time between looks. A walk that is quicker than that costs the
 	// host some tens of megabytes, for a while.
 	inodesOften = 2 * time.Second
+	// contentsSeldom is the least time between two losses of what is cached of files: a
+	// program that works with many of them reads them again.
+	contentsSeldom = time.Minute
 )
 
-// keepFewInodes has the kernel forget files, as long as the machine runs.
+// keepFewInodes has the kernel forget files of volumes, as long as the machine runs.
 func keepFewInodes(ctx context.Context) {
 	tick := time.NewTicker(inodesOften)
 	defer tick.Stop()
+	told := false
 	for f := (forgetting{most: mostInodes}); ; {
 		select {
-		case <-tick.C:
+		case now := <-tick.C:
+			if err := f.look(now, sharedInodes, dropCaches); err != nil && !told {
+				fmt.Fprintln(os.Stderr, "gantry-guest: forget files that are not in use:", err)
+				told = true
+			}
 		case <-ctx.Done():
-			return
-		}
-		if err := f.look(inodes, dropCaches); err != nil {
-			fmt.Fprintln(os.Stderr, "gantry-guest: forget files that are not in use:", err)
 			return
 		}
 	}
@@ -39,23 +45,30 @@ type forgetting struct {
 	most uint64
 	// kept is how many stayed the last time, if those were too many. There may be as many as
 	// most beside them.
-	kept uint64
+	kept     uint64
+	contents time.Time // when what is cached of files was dropped
 }
 
 // look has files forgotten if there are too many: first those of which nothing is cached,
 // and the others with what is cached of them only if that was not enough. What is in use
 // stays, and is looked at again when there is as much again.
-func (f *forgetting) look(count func() (uint64, error), drop func(what string) error) error {
+func (f *forgetting) look(now time.Time, count func() (uint64, error), drop func(what string) error) error {
 	n, err := count()
 	if err != nil || n <= f.most+f.kept {
 		f.kept = min(f.kept, n)
 		return err
 	}
 	for _, what := range []string{namesOnly, all} {
+		if what == all && now.Sub(f.contents) < contentsSeldom {
+			return nil
+		}
 		if err := drop(what); err != nil {
 			return err
 		}
 		f.kept = 0
+		if what == all {
+			f.contents = now
+		}
 		if n, err = count(); err != nil || n <= f.most {
 			return err
 		}
@@ -64,14 +77,26 @@ func (f *forgetting) look(count func() (uint64, error), drop func(what string) e
 	return nil
 }
 
-// inodes is how many files the kernel remembers, of whichever file system.
-func inodes() (n uint64, err error) {
-	data, err := os.ReadFile("/proc/sys/fs/inode-nr")
+// sharedInodes is how many files of the host's the kernel remembers.
+func sharedInodes() (uint64, error) {
+	data, err := os.ReadFile("/proc/slabinfo")
 	if err != nil {
 		return 0, err
 	}
-	_, err = fmt.Sscan(string(data), &n)
-	return n, err
+	return sharedIn(data)
+}
+
+// sharedIn reads how many there are out of what the kernel tells of its objects. There are
+// none of a kind that has not been used.
+func sharedIn(slabs []byte) (n uint64, err error) {
+	const kind = "fuse_inode "
+	for lines := bufio.NewScanner(bytes.NewReader(slabs)); lines.Scan(); {
+		if rest, ok := bytes.CutPrefix(lines.Bytes(), []byte(kind)); ok {
+			_, err = fmt.Sscan(string(rest), &n)
+			return n, err
+		}
+	}
+	return 0, nil
 }
 
 func dropCaches(what string) error {

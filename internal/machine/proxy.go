@@ -258,26 +258,31 @@ func (p *proxy) outputs() int {
 // listen passes on what is said until the end.
 func (p *proxy) listen(ctx context.Context) (*guestpb.WaitResponse, error) {
 	var said sync.WaitGroup
-	var errs [2]error
+	failed := make(chan error, 2)
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
 	for i := range p.outputs() {
 		said.Go(func() {
 			// An app whose output nobody takes would wait for ever, and nobody would know.
-			if errs[i] = p.hear(waiting, i, p.stdio[i+1]); errs[i] != nil {
+			if err := p.hear(waiting, i, p.stdio[i+1]); err != nil {
+				failed <- fmt.Errorf("pass on the output: %w", err)
 				stop()
 			}
 		})
 	}
 	end, err := p.client.Wait(waiting, &guestpb.WaitRequest{Ref: p.ref})
-	if err != nil && waiting.Err() == nil {
+	if err == nil {
+		said.Wait()
+	}
+	select { // without the others: one may write to who takes nothing
+	case why := <-failed:
+		return nil, why
+	default:
+	}
+	if err != nil {
 		return nil, fmt.Errorf("wait for the end: %w", err)
 	}
-	said.Wait()
-	if err := errors.Join(errs[:]...); err != nil {
-		return nil, fmt.Errorf("pass on the output: %w", err)
-	}
-	return end, err
+	return end, nil
 }
 
 // mostCalls is after how many calls a connection is replaced: they have numbers, which are

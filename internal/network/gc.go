@@ -96,13 +96,13 @@ func (n *Network) gcPlugins(ctx context.Context, dirs []string, kept map[pod.ID]
 		valid = append(valid, types.GCAttachment{ContainerID: string(id), IfName: InterfaceName})
 	}
 	// Another runtime's pods may live on the same network.
-	all, err := leases(dirs)
+	all, err := leases(dirs, s.list.Name)
 	if err != nil {
 		n.log.Warn("plugins are not told what is in use: what is not named they would take away", "err", err)
 		return nil // the error is gcLeases', too
 	}
 	for _, l := range all {
-		if _, err := pod.ParseID(l.id); err != nil && l.network == s.list.Name {
+		if _, err := pod.ParseID(l.id); err != nil {
 			valid = append(valid, types.GCAttachment{ContainerID: l.id, IfName: l.ifname})
 		}
 	}

@@ -123,9 +123,7 @@ func TestGCWithAnUnreadableLease(t *testing.T) {
 		b.script(p, networktest.Script{Versions: []string{"1.1.0"}})
 	}
 	b.lease("net", "10.88.0.9", "0123456789abcdef")
-	if err := os.Mkdir(filepath.Join(b.leaseDir, "net", "10.88.0.10"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	b.lease("net", "10.88.0.10", pod.ID(strings.Repeat("0", maxConfBytes)))
 	wants(t, b.GC(t.Context(), nil), nil, "10.88.0.10")
 	if log := b.sequence(); strings.Contains(log, "GC") {
 		t.Errorf("calls: %s", log)

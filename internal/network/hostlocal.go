@@ -71,8 +71,8 @@ func (n *Network) knownLists(ctx context.Context, ids []pod.ID) []*libcni.Networ
 	return lists
 }
 
-// leases are all that can be read; the error tells of the others.
-func leases(dirs []string) (all []lease, err error) {
+// leases are all of a network, "" of every one, that can be read; the error tells of the others.
+func leases(dirs []string, network string) (all []lease, err error) {
 	var errs []error
 	list := func(dir string) []os.DirEntry {
 		found, err := os.ReadDir(dir)
@@ -83,6 +83,9 @@ func leases(dirs []string) (all []lease, err error) {
 	}
 	for _, d := range dirs {
 		for _, net := range list(d) {
+			if network != "" && net.Name() != network {
+				continue
+			}
 			for _, f := range list(filepath.Join(d, net.Name())) {
 				l := lease{dir: d, network: net.Name(), addr: f.Name()}
 				found, err := l.read()
@@ -103,6 +106,9 @@ func (l *lease) read() (bool, error) {
 	if _, err := netip.ParseAddr(l.addr); err != nil {
 		return false, nil // last_reserved_ip.0, lock
 	}
+	if info, err := os.Stat(l.path()); errors.Is(err, os.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
+		return false, nil
+	}
 	data, err := readRegular(l.path())
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -117,7 +123,7 @@ func (l *lease) read() (bool, error) {
 
 // gcLeases releases leases of pods of ours that are left over.
 func (n *Network) gcLeases(ctx context.Context, dirs []string, left func(pod.ID) bool) error {
-	all, err := leases(dirs)
+	all, err := leases(dirs, "")
 	errs := []error{err}
 	done := map[string]bool{}
 	for _, l := range all {

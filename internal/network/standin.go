@@ -79,13 +79,13 @@ func (n *Network) addressesOf(list *libcni.NetworkConfigList, rec record, prev t
 			return r.IPs
 		}
 	}
-	all, err := leases(leaseDirs(n.leaseDir, list))
+	all, err := leases(leaseDirs(n.leaseDir, list), list.Name)
 	if err != nil {
 		n.log.Warn("not all addresses of a pod may be known", "pod", rec.Pod, "err", err)
 	}
 	var addrs []string
 	for _, l := range all {
-		if l.network == list.Name && l.id == string(rec.Pod) {
+		if l.id == string(rec.Pod) {
 			addrs = append(addrs, l.addr)
 		}
 	}

@@ -95,7 +95,8 @@ type PodStatus struct {
 	*Pod
 	// Ready: its namespaces, network and unit are there.
 	Ready bool
-	// Making: the program that is asked makes it just now, or takes back what it made.
+	// Making: the program that is asked makes it just now for somebody, or takes back what it
+	// made.
 	Making bool
 	IPs    []string
 	Apps   []AppStatus

@@ -97,7 +97,7 @@ func (a answer) check(verb string) error {
 
 func (f features) check() error {
 	if _, ok := isolations[f.Isolation]; !ok {
-		return badAnswer("isolation %q: want none, namespaces or machine", f.Isolation)
+		return badAnswer("isolation %q: want none, namespaces, kernel or machine", f.Isolation)
 	}
 	if !f.PodNetwork && !f.HostNetwork {
 		return badAnswer("features: neither podNetwork nor hostNetwork: no pod could have it")
