@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -196,7 +195,7 @@ func (e *Engine) setUnitLimits(ctx context.Context, s pod.AppStatus, l limits, d
 		return err
 	}
 	for _, f := range l.files {
-		if err := os.WriteFile(filepath.Join(dir, f.Name), []byte(f.Value), 0); err != nil {
+		if err := initproc.WriteLimit(dir, initproc.CgroupFile(f)); err != nil {
 			return fmt.Errorf("update app %s: %w", s.ID, err)
 		}
 	}

@@ -35,16 +35,16 @@ func writeCgroup(dir string, files []CgroupFile) error {
 		if strings.ContainsRune(f.Name, '/') {
 			return fmt.Errorf("%q is no cgroup file", f.Name)
 		}
-		if err := writeLimit(dir, f); err != nil {
+		if err := WriteLimit(dir, f); err != nil {
 			return fmt.Errorf("%s = %s: %w", f.Name, f.Value, err)
 		}
 	}
 	return nil
 }
 
-// writeLimit writes a file that is not there before its controller was enabled:
-// systemd enables those that it knows, and hugetlb is none of them.
-func writeLimit(dir string, f CgroupFile) error {
+// WriteLimit writes a file of a cgroup, also one that is not there before its controller was
+// enabled: systemd enables those that it knows, and hugetlb is none of them.
+func WriteLimit(dir string, f CgroupFile) error {
 	path := filepath.Join(dir, f.Name)
 	err := writeCgroupFile(path, f.Value)
 	if !errors.Is(err, fs.ErrNotExist) {

@@ -242,6 +242,7 @@ func TestUpdateResources(t *testing.T) {
 	if !ours() {
 		return // the peers drop it
 	}
+	sh(t, "echo -hugetlb >/sys/fs/cgroup/"+slice+"/cgroup.subtree_control") // which nobody asked for before
 	if _, err := e.UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{
 		ContainerId: c.id, Linux: &cri.LinuxContainerResources{
 			CpusetCpus: "0", Unified: map[string]string{"memory.high": "50331648", "memory.low": "1048576"}, HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
