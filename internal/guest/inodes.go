@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -90,8 +89,8 @@ func sharedInodes() (uint64, error) {
 // none of a kind that has not been used.
 func sharedIn(slabs []byte) (n uint64, err error) {
 	const kind = "fuse_inode "
-	for lines := bufio.NewScanner(bytes.NewReader(slabs)); lines.Scan(); {
-		if rest, ok := bytes.CutPrefix(lines.Bytes(), []byte(kind)); ok {
+	for line := range bytes.Lines(slabs) {
+		if rest, ok := bytes.CutPrefix(line, []byte(kind)); ok {
 			_, err = fmt.Sscan(string(rest), &n)
 			return n, err
 		}

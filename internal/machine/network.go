@@ -96,7 +96,10 @@ func connect() (*guest.Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", podInterface, err)
 	}
-	if err := errors.Join(noOther(), noRules()); err != nil {
+	if err := noOther(); err != nil {
+		return nil, err
+	}
+	if err := noRules(); err != nil {
 		return nil, err
 	}
 	link, err := netlink.LinkByName(Tap)

@@ -286,7 +286,7 @@ func (p *proxy) listen(ctx context.Context) (*guestpb.WaitResponse, error) {
 }
 
 // mostCalls is after how many calls a connection is replaced: they have numbers, which are
-// never used twice, and an app may say a line a million times a minute for a year.
+// never used twice, and an app may say a thousand lines a second for a month.
 const mostCalls = 1 << 28
 
 // line is a connection for many calls, the proxy's at first.
